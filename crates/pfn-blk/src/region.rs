@@ -1,0 +1,250 @@
+// SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
+
+//! The root of a stack: what a guest sees as one device.
+
+use std::sync::Arc;
+
+use thiserror::Error;
+
+use crate::extent::Extent;
+use crate::page::{NrPages, Pgoff, PgoffRange};
+use crate::persist::{PersistError, SyncSet};
+use crate::store::Access;
+use crate::target::Target;
+
+/// A stack that can't be a region.
+#[derive(Debug, Clone, PartialEq, Eq, Error)]
+#[non_exhaustive]
+pub enum InvalidRegion {
+    /// A writable page that would appear twice: a guest's filesystem would overwrite itself.
+    #[error("{store} from {at} on appears twice in the region, at {first} and at {second}")]
+    Aliased {
+        /// The store.
+        store: String,
+        /// The first page in it that appears twice.
+        at: Pgoff,
+        /// The extent of the region that has it first.
+        first: Pgoff,
+        /// The extent of the region that has it too.
+        second: Pgoff,
+    },
+}
+
+/// Pages that the region doesn't have.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Error)]
+#[error("{pages} reaches past the region's end at {region}")]
+pub struct OutOfRange {
+    /// What was asked for.
+    pub pages: PgoffRange,
+    /// The region's size.
+    pub region: NrPages,
+}
+
+/// The validated root of a stack of targets.
+#[derive(Debug)]
+pub struct Region {
+    target: Arc<dyn Target>,
+}
+
+impl Region {
+    /// The region of all pages of `target`.
+    pub fn try_new(target: Arc<dyn Target>) -> Result<Self, InvalidRegion> {
+        let region = Self { target };
+        region.check_aliases()?;
+        Ok(region)
+    }
+
+    fn check_aliases(&self) -> Result<(), InvalidRegion> {
+        let mut writable: Vec<_> = self
+            .extents(self.pages())
+            .expect("a region has its own pages")
+            .filter(|(_, extent)| extent.access() == Access::ReadWrite)
+            .collect();
+        writable.sort_by_key(|(_, extent)| extent.pfns().start());
+        for pair in writable.windows(2) {
+            let [(one, before), (other, behind)] = [pair[0], pair[1]];
+            if behind.pfns().start().get() < before.pfns().end() {
+                return Err(InvalidRegion::Aliased {
+                    store: behind.pagemap().store().name().to_owned(),
+                    at: behind.pgoff(),
+                    first: one.min(other),
+                    second: one.max(other),
+                });
+            }
+        }
+        Ok(())
+    }
+
+    /// Its size.
+    pub fn nr_pages(&self) -> NrPages {
+        self.target.nr_pages()
+    }
+
+    /// All of its pages.
+    pub fn pages(&self) -> PgoffRange {
+        PgoffRange::try_new(Pgoff::ZERO, self.nr_pages()).expect("a size is a valid range")
+    }
+
+    /// Where the first of `pages` lies, and how many of them follow it there.
+    pub fn direct_access(&self, pages: PgoffRange) -> Result<Extent<'_>, OutOfRange> {
+        self.check(pages)?;
+        Ok(self.target.direct_access(pages))
+    }
+
+    /// The extents that `pages` lie in, in order, each with the region's page it starts at; no
+    /// two neighbours could be one.
+    pub fn extents(
+        &self,
+        pages: PgoffRange,
+    ) -> Result<impl Iterator<Item = (Pgoff, Extent<'_>)>, OutOfRange> {
+        self.check(pages)?;
+        Ok(Extents { target: &*self.target, rest: Some(pages), ahead: None })
+    }
+
+    /// Makes everything written to `pages` before the call durable: through a mapping, by a guest
+    /// or by anyone else. Every store beneath is synced once.
+    pub fn persist(&self, pages: PgoffRange) -> Result<(), PersistError> {
+        let mut syncs = SyncSet::default();
+        if let Some(pages) = pages.intersection(self.pages()) {
+            self.target.persist(pages, &mut syncs);
+        }
+        syncs.sync()
+    }
+
+    fn check(&self, pages: PgoffRange) -> Result<(), OutOfRange> {
+        if self.pages().covers(pages) {
+            return Ok(());
+        }
+        Err(OutOfRange { pages, region: self.nr_pages() })
+    }
+}
+
+/// Walks a target's extents and joins those that lie one after another in a store.
+struct Extents<'a> {
+    target: &'a dyn Target,
+    /// What `direct_access` wasn't asked for yet.
+    rest: Option<PgoffRange>,
+    /// An extent that was met but not yet returned, as what follows may join it.
+    ahead: Option<(Pgoff, Extent<'a>)>,
+}
+
+impl<'a> Iterator for Extents<'a> {
+    type Item = (Pgoff, Extent<'a>);
+
+    fn next(&mut self) -> Option<Self::Item> {
+        while let Some(pages) = self.rest {
+            let next = self.target.direct_access(pages);
+            let end = pages.start().checked_add(next.nr_pages());
+            self.rest = end.ok().and_then(|end| pages.from_page(end));
+            let Some((start, extent)) = self.ahead.replace((pages.start(), next)) else {
+                continue;
+            };
+            match extent.join(next) {
+                Some(joined) => self.ahead = Some((start, joined)),
+                None => return Some((start, extent)),
+            }
+        }
+        self.ahead.take()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::testing::MemoryStore;
+    use crate::{Linear, Pagemap, PfnSpace, Table};
+
+    fn range(start: u64, nr_pages: u64) -> PgoffRange {
+        let nr_pages = NrPages::try_new(nr_pages).unwrap();
+        PgoffRange::try_new(Pgoff::try_new(start).unwrap(), nr_pages).unwrap()
+    }
+
+    /// A table of `(store, first page, pages)`.
+    fn region(lines: &[(&Arc<Pagemap>, u64, u64)]) -> Result<Region, InvalidRegion> {
+        let mut start = 0;
+        let mut entries: Vec<(PgoffRange, Arc<dyn Target>)> = Vec::new();
+        for &(store, first, nr_pages) in lines {
+            let store = Arc::clone(store);
+            let linear = Linear::try_new(store, range(first, nr_pages)).unwrap();
+            entries.push((range(start, nr_pages), Arc::new(linear)));
+            start += nr_pages;
+        }
+        Region::try_new(Arc::new(Table::try_new(entries).unwrap()))
+    }
+
+    fn stores(sizes: &[u64]) -> Vec<Arc<Pagemap>> {
+        let mut space = PfnSpace::new();
+        let add = |&size| space.add(Box::new(MemoryStore::new("s", size).0)).unwrap();
+        sizes.iter().map(add).collect()
+    }
+
+    #[test]
+    fn extents_join_neighbours_in_one_store_only() {
+        let stores = stores(&[8, 8]);
+        let [a, b] = [&stores[0], &stores[1]];
+        // The last page of `a` and the first of `b` have neighbouring pfns, and must not join.
+        let region = region(&[(a, 0, 2), (a, 2, 3), (a, 6, 2), (b, 0, 4)]).unwrap();
+        let extents: Vec<_> = region
+            .extents(region.pages())
+            .unwrap()
+            .map(|(start, extent)| (start.get(), extent.pgoff().get(), extent.nr_pages().get()))
+            .collect();
+        assert_eq!(extents, [(0, 0, 5), (5, 6, 2), (7, 0, 4)]);
+    }
+
+    #[test]
+    fn extents_of_every_range_tile_it_once() {
+        let stores = stores(&[8, 8]);
+        let [a, b] = [&stores[0], &stores[1]];
+        let region = region(&[(b, 3, 2), (a, 2, 3), (b, 5, 2), (a, 5, 3)]).unwrap();
+        let page = |at| region.direct_access(range(at, 1)).unwrap().pfns().start().get();
+        for start in 0..10 {
+            for nr_pages in 1..=10 - start {
+                let mut at = start;
+                for (first, extent) in region.extents(range(start, nr_pages)).unwrap() {
+                    assert_eq!(first.get(), at);
+                    for pfn in extent.pfns().start().get()..extent.pfns().end() {
+                        assert_eq!(pfn, page(at));
+                        at += 1;
+                    }
+                }
+                assert_eq!(at, start + nr_pages);
+            }
+        }
+    }
+
+    #[test]
+    fn access_past_end_is_refused() {
+        let stores = stores(&[8]);
+        let region = region(&[(&stores[0], 0, 8)]).unwrap();
+        let error = region.direct_access(range(7, 2)).unwrap_err();
+        assert_eq!(error, OutOfRange { pages: range(7, 2), region: NrPages::try_new(8).unwrap() });
+        assert!(region.extents(range(8, 1)).is_err());
+    }
+
+    #[test]
+    fn region_with_page_twice_is_refused() {
+        let stores = stores(&[8, 8]);
+        let [a, b] = [&stores[0], &stores[1]];
+        let error = region(&[(a, 4, 4), (b, 0, 8), (a, 2, 3)]).unwrap_err();
+        let pgoff = |page| Pgoff::try_new(page).unwrap();
+        let InvalidRegion::Aliased { store, at, first, second } = error;
+        assert_eq!((store.as_str(), at, first, second), ("s", pgoff(4), pgoff(0), pgoff(12)));
+    }
+
+    #[test]
+    fn persist_syncs_each_store_once_and_all_behind_a_failure() {
+        let mut space = PfnSpace::new();
+        let (a, a_control) = MemoryStore::new("a", 8);
+        let (b, b_control) = MemoryStore::new("b", 8);
+        let a = space.add(Box::new(a)).unwrap();
+        let b = space.add(Box::new(b)).unwrap();
+        let region = region(&[(&a, 0, 2), (&b, 0, 2), (&a, 4, 2)]).unwrap();
+        region.persist(region.pages()).unwrap();
+        assert_eq!((a_control.syncs(), b_control.syncs()), (1, 1));
+        a_control.fail_next_sync();
+        let error = region.persist(region.pages()).unwrap_err();
+        assert!(matches!(error, PersistError::Sync { store, .. } if store == "a"));
+        assert_eq!((a_control.syncs(), b_control.syncs()), (2, 2));
+    }
+}

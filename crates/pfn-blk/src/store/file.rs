@@ -1,0 +1,276 @@
+// SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
+
+//! A regular file as a store.
+
+use std::fs::File;
+use std::io;
+use std::os::fd::{AsFd, BorrowedFd};
+use std::path::Path;
+
+use rustix::fs::{FlockOperation, Mode, OFlags};
+use rustix::io::Errno;
+use thiserror::Error;
+
+use super::{Access, Store};
+use crate::page::{InvalidPages, NrPages};
+
+/// Why a file can't be a store. Displays without the file's name, which the caller knows.
+#[derive(Debug, Error)]
+#[non_exhaustive]
+pub enum InvalidStore {
+    /// There is no such file.
+    #[error("no such file")]
+    Missing,
+    /// A directory.
+    #[error("a directory, not a file")]
+    Directory,
+    /// Something that isn't a regular file.
+    #[error("not a regular file")]
+    NotRegular,
+    /// A size that isn't whole pages.
+    #[error("unusable size")]
+    Size(#[source] InvalidPages),
+    /// Larger than it was asked to be; shrinking would lose data.
+    #[error("{is} bytes long, more than the {asked} bytes asked for; a file is never shrunk")]
+    TooLong {
+        /// The file's size in bytes.
+        is: u64,
+        /// The size asked for in bytes.
+        asked: u64,
+    },
+    /// Another process, or another store of this one, holds the file's lock.
+    #[error(
+        "locked: another process serves it{}",
+        match .0 { Access::ReadWrite => "", Access::ReadOnly => " read-write" }
+    )]
+    Locked(Access),
+    /// The system refused.
+    #[error("cannot {action}")]
+    Io {
+        /// What was attempted.
+        action: &'static str,
+        /// The system's reason.
+        #[source]
+        source: io::Error,
+    },
+}
+
+impl InvalidStore {
+    fn io(action: &'static str) -> impl FnOnce(io::Error) -> Self {
+        move |source| Self::Io { action, source }
+    }
+}
+
+/// What [`FileStore::open_sized`] had to do to the file.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Sizing {
+    /// It was made, sparse.
+    Created,
+    /// It was grown sparsely from this many bytes.
+    Grown(u64),
+    /// It had the size already.
+    Kept,
+}
+
+/// A regular file on any filesystem.
+///
+/// The file is locked with `flock(2)` for as long as the store lives: exclusively where it is
+/// opened read-write, shared where read-only. Its size is read once; whole pages are demanded, as
+/// a partial last page could be written but would not be kept.
+#[derive(Debug)]
+pub struct FileStore {
+    name: String,
+    file: File,
+    nr_pages: NrPages,
+    access: Access,
+}
+
+impl FileStore {
+    /// Opens an existing file.
+    pub fn open(path: &Path, access: Access) -> Result<Self, InvalidStore> {
+        let file = open(path, access, false)?;
+        let bytes = file.metadata().map_err(InvalidStore::io("read its size"))?.len();
+        Self::try_new(path, file, bytes, access)
+    }
+
+    /// Opens a file for reading and writing and gives it `size`: it is created where there is
+    /// none, and grown where it is shorter. New pages take no space until they are written.
+    pub fn open_sized(path: &Path, size: NrPages) -> Result<(Self, Sizing), InvalidStore> {
+        let (file, existed) = match open(path, Access::ReadWrite, false) {
+            Err(InvalidStore::Missing) => (open(path, Access::ReadWrite, true)?, false),
+            opened => (opened?, true),
+        };
+        let is = file.metadata().map_err(InvalidStore::io("read its size"))?.len();
+        let asked = size.bytes();
+        if is > asked {
+            return Err(InvalidStore::TooLong { is, asked });
+        }
+        if is < asked {
+            file.set_len(asked).map_err(InvalidStore::io("grow it"))?;
+            file.sync_all().map_err(InvalidStore::io("sync its new size"))?;
+        }
+        if !existed {
+            sync_parent(path)?;
+        }
+        let sizing = match (existed, is < asked) {
+            (false, _) => Sizing::Created,
+            (true, true) => Sizing::Grown(is),
+            (true, false) => Sizing::Kept,
+        };
+        Ok((Self::try_new(path, file, asked, Access::ReadWrite)?, sizing))
+    }
+
+    fn try_new(path: &Path, file: File, bytes: u64, access: Access) -> Result<Self, InvalidStore> {
+        let nr_pages = NrPages::try_from_bytes(bytes).map_err(InvalidStore::Size)?;
+        let name = path.display().to_string();
+        Ok(Self { name, file, nr_pages, access })
+    }
+}
+
+impl Store for FileStore {
+    fn name(&self) -> &str {
+        &self.name
+    }
+
+    fn nr_pages(&self) -> NrPages {
+        self.nr_pages
+    }
+
+    fn access(&self) -> Access {
+        self.access
+    }
+
+    fn fd(&self) -> BorrowedFd<'_> {
+        self.file.as_fd()
+    }
+
+    fn persist(&self) -> io::Result<()> {
+        // fdatasync(2) writes the pages dirtied through any mapping of the file, by any process,
+        // and with them the metadata that is needed to find them again.
+        self.file.sync_data()
+    }
+}
+
+fn open(path: &Path, access: Access, create: bool) -> Result<File, InvalidStore> {
+    // Without NONBLOCK a FIFO would block here, for ever.
+    let mut flags = OFlags::CLOEXEC | OFlags::NONBLOCK;
+    flags |= match access {
+        Access::ReadOnly => OFlags::RDONLY,
+        Access::ReadWrite => OFlags::RDWR,
+    };
+    if create {
+        flags |= OFlags::CREATE | OFlags::EXCL;
+    }
+    let file =
+        rustix::fs::open(path, flags, Mode::RUSR | Mode::WUSR).map_err(|errno| match errno {
+            Errno::NOENT if !create => InvalidStore::Missing,
+            Errno::ISDIR => InvalidStore::Directory,
+            _ => InvalidStore::Io { action: "open it", source: errno.into() },
+        })?;
+    let file = File::from(file);
+    let kind = file.metadata().map_err(InvalidStore::io("inspect it"))?.file_type();
+    if kind.is_dir() {
+        return Err(InvalidStore::Directory);
+    }
+    if !kind.is_file() {
+        return Err(InvalidStore::NotRegular);
+    }
+    let operation = match access {
+        Access::ReadOnly => FlockOperation::NonBlockingLockShared,
+        Access::ReadWrite => FlockOperation::NonBlockingLockExclusive,
+    };
+    match rustix::fs::flock(&file, operation) {
+        Ok(()) => Ok(file),
+        Err(Errno::WOULDBLOCK) => Err(InvalidStore::Locked(access)),
+        Err(errno) => Err(InvalidStore::Io { action: "lock it", source: errno.into() }),
+    }
+}
+
+/// A new file's name is as much in need of a sync as its size.
+fn sync_parent(path: &Path) -> Result<(), InvalidStore> {
+    let parent = match path.parent() {
+        Some(parent) if !parent.as_os_str().is_empty() => parent,
+        _ => Path::new("."),
+    };
+    File::open(parent)
+        .and_then(|directory| directory.sync_all())
+        .map_err(InvalidStore::io("sync its directory"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn pages(count: u64) -> NrPages {
+        NrPages::try_new(count).unwrap()
+    }
+
+    #[test]
+    fn open_missing_is_refused() {
+        let dir = tempfile::tempdir().unwrap();
+        let error = FileStore::open(&dir.path().join("none"), Access::ReadWrite).unwrap_err();
+        assert!(matches!(error, InvalidStore::Missing));
+    }
+
+    #[test]
+    fn open_directory_is_refused_both_ways() {
+        let dir = tempfile::tempdir().unwrap();
+        for access in [Access::ReadOnly, Access::ReadWrite] {
+            let error = FileStore::open(dir.path(), access).unwrap_err();
+            assert!(matches!(error, InvalidStore::Directory), "{error:?}");
+        }
+    }
+
+    #[test]
+    fn open_device_is_refused() {
+        let error = FileStore::open(Path::new("/dev/null"), Access::ReadWrite).unwrap_err();
+        assert!(matches!(error, InvalidStore::NotRegular), "{error:?}");
+    }
+
+    #[test]
+    fn open_fifo_is_refused_without_blocking() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("fifo");
+        rustix::fs::mkfifoat(rustix::fs::CWD, &path, rustix::fs::Mode::RUSR).unwrap();
+        let error = FileStore::open(&path, Access::ReadOnly).unwrap_err();
+        assert!(matches!(error, InvalidStore::NotRegular), "{error:?}");
+    }
+
+    #[test]
+    fn open_sized_creates_grows_and_keeps() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("file");
+        assert_eq!(FileStore::open_sized(&path, pages(2)).unwrap().1, Sizing::Created);
+        assert_eq!(FileStore::open_sized(&path, pages(2)).unwrap().1, Sizing::Kept);
+        let (store, sizing) = FileStore::open_sized(&path, pages(5)).unwrap();
+        assert_eq!(sizing, Sizing::Grown(8192));
+        assert_eq!(store.nr_pages(), pages(5));
+        assert_eq!(std::fs::metadata(&path).unwrap().len(), 5 * 4096);
+    }
+
+    #[test]
+    fn open_sized_never_shrinks() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("file");
+        std::fs::write(&path, vec![7; 8192]).unwrap();
+        let error = FileStore::open_sized(&path, pages(1)).unwrap_err();
+        assert!(matches!(error, InvalidStore::TooLong { is: 8192, asked: 4096 }));
+        assert_eq!(std::fs::read(&path).unwrap(), vec![7; 8192]);
+    }
+
+    #[test]
+    fn lock_excludes_writers_and_lets_readers_share() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("file");
+        std::fs::write(&path, vec![0; 4096]).unwrap();
+        let writer = FileStore::open(&path, Access::ReadWrite).unwrap();
+        for access in [Access::ReadOnly, Access::ReadWrite] {
+            let error = FileStore::open(&path, access).unwrap_err();
+            assert!(matches!(error, InvalidStore::Locked(_)), "{error:?}");
+        }
+        drop(writer);
+        let _first = FileStore::open(&path, Access::ReadOnly).unwrap();
+        FileStore::open(&path, Access::ReadOnly).unwrap();
+        FileStore::open(&path, Access::ReadWrite).unwrap_err();
+    }
+}

@@ -1,0 +1,44 @@
+// SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
+
+//! Stores: the leaves of a stack, each an open file with pages behind it.
+
+mod file;
+
+use std::fmt;
+use std::io;
+use std::os::fd::BorrowedFd;
+
+use crate::page::NrPages;
+
+pub use self::file::{FileStore, InvalidStore, Sizing};
+
+/// What may be done with pages.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum Access {
+    /// Loads only.
+    ReadOnly,
+    /// Loads and stores.
+    ReadWrite,
+}
+
+/// An open file whose page `n` lies at byte `n * 4096`.
+///
+/// An implementor keeps all of these the same for as long as it lives, and `persist` never returns
+/// `Ok` for a write that was complete before the call and isn't durable after it. A caller may map
+/// the file shared, within its [`Access`], and must expect a fault where the file shrinks under it.
+pub trait Store: fmt::Debug + Send + Sync {
+    /// How an operator knows it: a path.
+    fn name(&self) -> &str;
+    /// Its size.
+    fn nr_pages(&self) -> NrPages;
+    /// What its pages may be used for.
+    fn access(&self) -> Access;
+    /// The open file. A read-only store's is opened read-only, so that whoever is handed it can't
+    /// write.
+    fn fd(&self) -> BorrowedFd<'_>;
+    /// Makes every write to the store durable, through whichever mapping it was done.
+    ///
+    /// After an error the kernel has forgotten what it couldn't write: a later success of the same
+    /// call says nothing about it. [`Pagemap::persist`](crate::Pagemap::persist) remembers.
+    fn persist(&self) -> io::Result<()>;
+}

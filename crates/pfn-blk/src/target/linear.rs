@@ -1,0 +1,59 @@
+// SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
+
+//! `linear`: a run of the pages beneath, in order, as in Linux's `dm-linear`.
+
+use std::sync::Arc;
+
+use thiserror::Error;
+
+use super::Target;
+use crate::extent::Extent;
+use crate::page::{NrPages, Pgoff, PgoffRange};
+use crate::persist::SyncSet;
+
+/// A linear target that reaches past what is beneath it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Error)]
+#[error("{pages} reaches past the end at {beneath}")]
+pub struct InvalidLinear {
+    /// The pages asked for.
+    pub pages: PgoffRange,
+    /// How many there are.
+    pub beneath: NrPages,
+}
+
+/// Pages of what is beneath, from some page on.
+#[derive(Debug)]
+pub struct Linear {
+    beneath: Arc<dyn Target>,
+    pages: PgoffRange,
+}
+
+impl Linear {
+    /// The pages `pages` of `beneath`.
+    pub fn try_new(beneath: Arc<dyn Target>, pages: PgoffRange) -> Result<Self, InvalidLinear> {
+        if pages.end() > beneath.nr_pages().get() {
+            return Err(InvalidLinear { pages, beneath: beneath.nr_pages() });
+        }
+        Ok(Self { beneath, pages })
+    }
+
+    fn remap(&self, pages: PgoffRange) -> PgoffRange {
+        pages
+            .rebase(Pgoff::ZERO, self.pages.start())
+            .expect("a target is asked for its own pages only")
+    }
+}
+
+impl Target for Linear {
+    fn nr_pages(&self) -> NrPages {
+        self.pages.nr_pages()
+    }
+
+    fn direct_access(&self, pages: PgoffRange) -> Extent<'_> {
+        self.beneath.direct_access(self.remap(pages))
+    }
+
+    fn persist<'a>(&'a self, pages: PgoffRange, syncs: &mut SyncSet<'a>) {
+        self.beneath.persist(self.remap(pages), syncs);
+    }
+}
