@@ -1,0 +1,210 @@
+// SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
+
+//! A frontend's connection: vhost-user requests and queue events.
+//!
+//! Two threads meet here. The *request* thread runs the vhost-user callbacks, the *queue* thread
+//! [`Connection::serve`]. The queue thread waits for the frontend while it maps, and the frontend
+//! may have sent a request meanwhile and wait for its reply: so nothing that the queue thread
+//! holds while it maps is ever taken by a callback.
+
+use std::error::Error;
+use std::io;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use tracing::{info, warn};
+use vhost::vhost_user::Backend;
+use vhost::vhost_user::message::{VhostUserProtocolFeatures, VhostUserShMemConfig};
+use vhost_user_backend::VhostUserBackend;
+use virtio_queue::Error as QueueError;
+use vmm_sys_util::epoll::EventSet;
+use vmm_sys_util::event::{EventConsumer, EventNotifier};
+
+use crate::device::Device;
+use crate::exit_event::ExitEvent;
+use crate::negotiation::{Negotiation, PROTOCOL_FEATURES, Refusal};
+use crate::queue::{self, Memory, Vring};
+use crate::spec::Config;
+use crate::window::{MapState, Mapping};
+
+/// Linux has at most one flush a device in flight since 2026, older kernels as many as the queue
+/// holds.
+const QUEUE_SIZE_MAX: usize = 256;
+
+pub(crate) struct Connection {
+    device: Arc<Device>,
+    memory: Memory,
+    negotiation: Mutex<Negotiation>,
+    mapping: MapState,
+    refused: Mutex<Option<Refusal>>,
+    exit: ExitEvent,
+    closed: AtomicBool,
+}
+
+impl Connection {
+    pub(crate) fn new(device: Arc<Device>, memory: Memory) -> io::Result<Self> {
+        Ok(Self {
+            device,
+            memory,
+            negotiation: Mutex::default(),
+            mapping: MapState::new(),
+            refused: Mutex::default(),
+            exit: ExitEvent::new()?,
+            closed: AtomicBool::new(false),
+        })
+    }
+
+    /// Lets the queue thread go, also from a guest that keeps it busy.
+    pub(crate) fn close(&self) {
+        self.closed.store(true, Ordering::SeqCst);
+    }
+
+    fn negotiation(&self) -> MutexGuard<'_, Negotiation> {
+        self.negotiation.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Says once a connection why its guest gets no pages.
+    fn refuse(&self, refusal: Refusal) {
+        let mut refused = self.refused.lock().unwrap_or_else(PoisonError::into_inner);
+        if refused.replace(refusal) != Some(refusal) {
+            warn!("no persistent memory for this guest: {refusal}");
+        }
+    }
+
+    /// Has the pages mapped. Whether they are.
+    fn map(&self) -> bool {
+        let mapper = self.negotiation().mapper();
+        let frontend = match mapper {
+            Ok(frontend) => frontend,
+            Err(refusal) => {
+                self.refuse(refusal);
+                return false;
+            }
+        };
+        match self.mapping.ensure(self.device.region(), &frontend) {
+            Mapping::Kept => true,
+            Mapping::Made(took) => {
+                let extents = self.device.extents();
+                info!(extents, ?took, "guest activated the device; its pages are mapped");
+                true
+            }
+            Mapping::Refused(error) => {
+                if let Some(error) = error {
+                    self.device.warn_throttled(
+                        "every flush of this guest fails until it resets the device: its pages are not mapped",
+                        &error,
+                    );
+                }
+                false
+            }
+        }
+    }
+
+    /// Answers what is in the queue, batch by batch, until it is empty.
+    fn serve(&self, vring: &Vring) -> Result<(), QueueError> {
+        while !self.closed.load(Ordering::SeqCst) {
+            let mapped = self.map();
+            let answering = self.device.quiesce();
+            let batch = queue::take(vring, &self.memory)?;
+            if batch.is_empty() {
+                drop(answering);
+                if queue::wait_for_kick(vring)? {
+                    continue;
+                }
+                break;
+            }
+            let statuses = self.device.statuses(&batch, mapped);
+            queue::complete(vring, &self.memory, batch.into_iter().zip(statuses))?;
+        }
+        Ok(())
+    }
+}
+
+impl VhostUserBackend for Connection {
+    type Bitmap = ();
+    type Vring = Vring;
+
+    fn num_queues(&self) -> usize {
+        1
+    }
+
+    fn max_queue_size(&self) -> usize {
+        QUEUE_SIZE_MAX
+    }
+
+    fn features(&self) -> u64 {
+        self.negotiation().features()
+    }
+
+    fn acked_features(&self, features: u64) {
+        let mut negotiation = self.negotiation();
+        negotiation.set_guest_features(features);
+        if negotiation.is_driver_up() {
+            if let Err(refusal) = negotiation.mapper() {
+                self.refuse(refusal);
+            }
+        }
+    }
+
+    fn protocol_features(&self) -> VhostUserProtocolFeatures {
+        PROTOCOL_FEATURES
+    }
+
+    fn set_event_idx(&self, _enabled: bool) {
+        // The vring has it, and nothing else here depends on it.
+    }
+
+    fn get_config(&self, offset: u32, size: u32) -> Vec<u8> {
+        if let Some(refusal) = self.negotiation().frontend_refusal() {
+            self.refuse(refusal);
+        }
+        // Zero: the pages are in shared memory region 0, or nowhere.
+        let bytes = Config::default().read(offset as usize, size as usize);
+        // The library answers with an error where the length isn't what was asked for.
+        bytes.unwrap_or_default()
+    }
+
+    fn update_memory(&self, _memory: Memory) -> io::Result<()> {
+        // `self.memory` is the one that was updated.
+        Ok(())
+    }
+
+    fn set_backend_req_fd(&self, frontend: Backend) {
+        self.negotiation().set_frontend(frontend);
+    }
+
+    fn get_shmem_config(&self) -> io::Result<VhostUserShMemConfig> {
+        Ok(VhostUserShMemConfig::new(1, &[self.device.region().nr_pages().bytes()]))
+    }
+
+    fn reset_device(&self) {
+        self.mapping.forget();
+    }
+
+    fn stop_vring(&self, _index: u32) -> io::Result<()> {
+        self.mapping.forget();
+        // Requests that were taken are answered before the frontend learns where we stopped.
+        drop(self.device.quiesce());
+        Ok(())
+    }
+
+    fn exit_event(&self, _thread: usize) -> Option<(EventConsumer, EventNotifier)> {
+        self.exit.hand_out()
+    }
+
+    fn handle_event(
+        &self,
+        _event: u16,
+        _events: EventSet,
+        vrings: &[Vring],
+        _thread: usize,
+    ) -> io::Result<()> {
+        for vring in vrings {
+            // An error would end the queue thread, and a guest must not be able to do that.
+            if let Err(error) = self.serve(vring) {
+                self.device.warn_throttled("queue unusable", &error as &dyn Error);
+            }
+        }
+        Ok(())
+    }
+}

@@ -1,0 +1,87 @@
+// SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
+
+//! The device: a region and who may flush it. Knows no vhost-user.
+
+use std::error::Error;
+use std::sync::{Mutex, MutexGuard, PoisonError};
+
+use pfn_blk::Region;
+use tracing::{error, warn};
+
+use crate::request::Request;
+use crate::spec::{RequestType, Status};
+use crate::throttle::Throttle;
+use crate::window::{self, InvalidWindow};
+
+/// A persistent memory device. Outlives frontends, which come and go.
+pub struct Device {
+    region: Region,
+    extents: usize,
+    /// Held by whoever has taken requests and not answered all of them yet.
+    batch: Mutex<()>,
+    /// Limits what a guest can have logged.
+    throttle: Throttle,
+}
+
+impl Device {
+    /// The device that shows `region` through a direct window.
+    pub fn try_new(region: Region) -> Result<Self, InvalidWindow> {
+        let extents = window::check(&region)?;
+        Ok(Self { region, extents, batch: Mutex::new(()), throttle: Throttle::new() })
+    }
+
+    /// What it shows.
+    pub fn region(&self) -> &Region {
+        &self.region
+    }
+
+    /// How many mappings a frontend makes of it.
+    pub fn extents(&self) -> usize {
+        self.extents
+    }
+
+    /// Waits until every request that was taken is answered; none is taken while the guard lives.
+    pub fn quiesce(&self) -> MutexGuard<'_, ()> {
+        self.batch.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Logs an event that a guest can cause as often as it likes.
+    pub(crate) fn warn_throttled(&self, event: &'static str, cause: &(dyn Error + 'static)) {
+        if let Some(suppressed) = self.throttle.admit() {
+            warn!(suppressed, cause, "{event}");
+        }
+    }
+
+    /// What to answer to each of `batch`. It is complete before the sync begins, so that no
+    /// request is answered by a sync that began before it was submitted. Where the guest's pages
+    /// are not `mapped`, what it stored is not in the region, and no flush may succeed.
+    pub(crate) fn statuses(&self, batch: &[Request], mapped: bool) -> Vec<Status> {
+        let is_flush = |request: &Request| request.kind() == Ok(RequestType::Flush);
+        let flushed = match batch.iter().any(is_flush) && mapped {
+            true => self.flush(),
+            false => Status::Failure,
+        };
+        let status = |request| if is_flush(request) { flushed } else { Status::Failure };
+        for request in batch {
+            if let Err(malformed) = request.kind() {
+                self.warn_throttled("malformed request", &malformed);
+            }
+        }
+        batch.iter().map(status).collect()
+    }
+
+    fn flush(&self) -> Status {
+        match self.region.persist(self.region.pages()) {
+            Ok(()) => Status::Success,
+            Err(pfn_blk::PersistError::Failed { .. }) => Status::Failure,
+            Err(cause) => {
+                error!(
+                    cause = &cause as &dyn Error,
+                    "flush failed; every flush fails from now on, as what the kernel could not \
+                     write it has forgotten; mend the storage, then restart the daemon and the guest"
+                );
+                Status::Failure
+            }
+        }
+    }
+}

@@ -1,0 +1,49 @@
+// SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
+
+//! A virtio-pmem device (virtio id 27) over vhost-user.
+//!
+//! # Model
+//!
+//! A [`Device`] shows a [region](pfn_blk::Region) to guests. It reaches a guest through a *direct
+//! window*: the frontend maps the stores' own pages into the device's shared memory region, so
+//! that loads and stores of the guest never enter this process. What does enter is the request
+//! queue, and the one request there is: flush. A frontend connects, a guest activates the device,
+//! the pages are mapped, flushes are answered, the guest resets the device or the frontend leaves,
+//! and all begins anew.
+//!
+//! # Invariants
+//!
+//! - A flush succeeds only if everything written before it was submitted is durable: the batch is
+//!   fixed first, then synced, then answered.
+//! - Where the guest's pages are not mapped, every flush fails.
+//! - Every request is answered that has room for an answer; none ends a thread, and none can fill
+//!   the log.
+//! - No lock that a vhost-user callback takes is held while waiting for the frontend.
+//!
+//! # Catalogue
+//!
+//! | Module | What it is |
+//! |---|---|
+//! | [`spec`] | the wire format, virtio 5.19 |
+//! | `request` | from descriptor chain to request and status |
+//! | `queue` | batches out, answers in |
+//! | `window` | mapping a region into a frontend |
+//! | `negotiation` | what frontend and guest can do |
+//! | `device` | region and flush, no vhost-user |
+//! | `connection` | vhost-user requests and queue events of one frontend |
+//! | `server` | one frontend after another |
+
+mod connection;
+mod device;
+mod exit_event;
+mod negotiation;
+mod queue;
+mod request;
+mod server;
+pub mod spec;
+mod throttle;
+mod window;
+
+pub use device::Device;
+pub use server::ServeError;
+pub use window::{EXTENTS_MAX, InvalidWindow};

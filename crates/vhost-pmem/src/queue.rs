@@ -1,0 +1,56 @@
+// SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
+
+//! The request queue: batches out, answers in.
+
+use vhost_user_backend::{VringMutex, VringT};
+use virtio_queue::{Error as QueueError, QueueOwnedT, QueueT};
+use vm_memory::{GuestAddressSpace, GuestMemoryAtomic, GuestMemoryMmap};
+
+use crate::request::Request;
+use crate::spec::Status;
+
+/// Guest memory as the frontend last described it.
+pub(crate) type Memory = GuestMemoryAtomic<GuestMemoryMmap>;
+/// The queue's vring.
+pub(crate) type Vring = VringMutex<Memory>;
+
+/// Takes the requests that are available now, at most a queue full: a guest that keeps adding
+/// requests can't keep a batch from being fixed. None from a queue that is stopped.
+pub(crate) fn take(vring: &Vring, memory: &Memory) -> Result<Vec<Request>, QueueError> {
+    let mut state = vring.get_mut();
+    if !state.get_queue().ready() {
+        return Ok(Vec::new());
+    }
+    state.disable_notification()?;
+    let queue = state.get_queue_mut();
+    let limit = queue.size();
+    let chains = queue.iter(memory.memory())?;
+    Ok(chains.take(limit.into()).map(Request::parse).collect())
+}
+
+/// Asks the driver to kick again. `true` if requests came meanwhile, for which it won't.
+pub(crate) fn wait_for_kick(vring: &Vring) -> Result<bool, QueueError> {
+    let mut state = vring.get_mut();
+    Ok(state.get_queue().ready() && state.enable_notification()?)
+}
+
+/// Answers a batch and notifies the driver once, if it wants to know.
+pub(crate) fn complete(
+    vring: &Vring,
+    memory: &Memory,
+    batch: impl IntoIterator<Item = (Request, Status)>,
+) -> Result<(), QueueError> {
+    let memory = memory.memory();
+    let mut state = vring.get_mut();
+    let mut result = Ok(());
+    for (request, status) in batch {
+        let len = request.answer(&*memory, status);
+        // A head that isn't in the table can't be returned; those behind it can.
+        result = result.and(state.add_used(request.head(), len));
+    }
+    if state.needs_notification()? {
+        // A call eventfd that can't be written is the frontend's loss.
+        let _ = state.signal_used_queue();
+    }
+    result
+}

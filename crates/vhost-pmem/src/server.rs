@@ -1,0 +1,55 @@
+// SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
+
+//! Serving frontends, one after another.
+
+use std::os::unix::net::UnixListener;
+use std::sync::Arc;
+
+use thiserror::Error;
+use tracing::{info, warn};
+use vhost::vhost_user::{Error as VhostUserError, Listener};
+use vhost_user_backend::{Error as DaemonError, VhostUserDaemon};
+use vm_memory::{GuestMemoryAtomic, GuestMemoryMmap};
+
+use crate::connection::Connection;
+use crate::device::Device;
+
+/// Why no further frontend can be served.
+#[derive(Debug, Error)]
+#[non_exhaustive]
+pub enum ServeError {
+    /// The system has no thread or fd left for a connection.
+    #[error("cannot set up a connection: {0}")]
+    SetUp(String),
+    /// The listening socket failed.
+    #[error("cannot accept a frontend's connection: {0}")]
+    Accept(String),
+}
+
+impl Device {
+    /// Serves the next frontend that connects to `listener`, until it leaves. What it did wrong is
+    /// logged, and no error: the next one may do better.
+    pub fn serve_next(self: &Arc<Self>, listener: UnixListener) -> Result<(), ServeError> {
+        // The library's errors display, and are no `std::error::Error`s.
+        let memory = GuestMemoryAtomic::new(GuestMemoryMmap::new());
+        let connection = Connection::new(Arc::clone(self), memory.clone())
+            .map_err(|error| ServeError::SetUp(error.to_string()))?;
+        let connection = Arc::new(connection);
+        let mut daemon =
+            VhostUserDaemon::new("vhost-user".to_owned(), Arc::clone(&connection), memory)
+                .map_err(|error| ServeError::SetUp(error.to_string()))?;
+        daemon
+            .start(&mut Listener::from(listener))
+            .map_err(|error| ServeError::Accept(error.to_string()))?;
+        info!("frontend connected");
+        let left = daemon.wait();
+        connection.close();
+        match left {
+            Ok(()) | Err(DaemonError::HandleRequest(VhostUserError::Disconnected)) => {
+                info!("frontend left");
+            }
+            Err(error) => warn!(%error, "frontend dropped: it broke the protocol"),
+        }
+        Ok(())
+    }
+}

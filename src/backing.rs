@@ -1,0 +1,81 @@
+// SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
+
+//! From the command line to a region.
+
+use std::path::Path;
+use std::sync::Arc;
+
+use anyhow::{Context, anyhow};
+use pfn_blk::{
+    Access, FileStore, InvalidPages, InvalidStore, NrPages, Region, Sizing, StoreSet, table,
+};
+use tracing::info;
+use vhost_pmem::InvalidWindow;
+
+use crate::cli::BackingArgs;
+use crate::size::ByteSize;
+
+/// Opens what the user asked to serve.
+pub(crate) fn open(args: &BackingArgs) -> anyhow::Result<Region> {
+    let mut stores = StoreSet::default();
+    match (&args.file, &args.table) {
+        (Some(path), _) => {
+            let store = open_file(path, args.size)?;
+            let store =
+                stores.add(store).with_context(|| format!("cannot serve {}", path.display()))?;
+            Ok(Region::try_new(store)?)
+        }
+        (None, Some(path)) => {
+            open_table(&mut stores, path).with_context(|| format!("table {}", path.display()))
+        }
+        (None, None) => Err(anyhow!("nothing to serve: give --file or --table")),
+    }
+}
+
+fn open_file(path: &Path, size: Option<ByteSize>) -> anyhow::Result<FileStore> {
+    let shown = path.display();
+    let Some(size) = size else {
+        return FileStore::open(path, Access::ReadWrite).map_err(|error| {
+            let mend = match &error {
+                InvalidStore::Missing => "; give --size SIZE to create it",
+                InvalidStore::Size(InvalidPages::Empty) => "; give --size SIZE to grow it",
+                InvalidStore::Size(_) => "; give --size SIZE to grow it to whole pages",
+                _ => "",
+            };
+            anyhow!("{:#}{mend}", anyhow!(error).context(format!("cannot serve {shown}")))
+        });
+    };
+    let pages = NrPages::try_from_bytes(size.0).with_context(|| format!("--size {}", size.0))?;
+    let (store, sizing) =
+        FileStore::open_sized(path, pages).with_context(|| format!("cannot serve {shown}"))?;
+    match sizing {
+        Sizing::Created => info!(path = %shown, %size, "created, sparse"),
+        Sizing::Grown(from) => {
+            info!(path = %shown, from = %ByteSize(from), to = %size, "grown, sparse");
+        }
+        Sizing::Kept => {}
+    }
+    Ok(store)
+}
+
+fn open_table(stores: &mut StoreSet, path: &Path) -> anyhow::Result<Region> {
+    let text = std::fs::read_to_string(path)?;
+    let table = stores.open_table(&table::parse(&text)?)?;
+    Ok(Region::try_new(Arc::new(table))?)
+}
+
+/// Adds to a refusal what the user can do about it.
+pub(crate) fn explain(error: &InvalidWindow, args: &BackingArgs) -> anyhow::Error {
+    let mend = match (error, &args.file) {
+        (InvalidWindow::NotPowerOfTwo { next, .. }, Some(_)) => format!(
+            "; give --size {next} to grow the file, sparsely and without touching what is in it"
+        ),
+        (InvalidWindow::NotPowerOfTwo { next, .. }, None) => format!(
+            "; let the table end at sector {}, with a further file for what is missing",
+            next / 512
+        ),
+        (InvalidWindow::Scattered, _) => "; join fewer and larger pieces".to_owned(),
+        _ => String::new(),
+    };
+    anyhow!("{error}{mend}")
+}

@@ -1,0 +1,73 @@
+// SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
+
+//! The command line.
+
+use std::os::fd::RawFd;
+use std::path::PathBuf;
+
+use clap::{Args, Parser};
+use tracing::level_filters::LevelFilter;
+
+use crate::size::ByteSize;
+
+/// Serves files as a virtio-pmem device to a vhost-user frontend such as QEMU, so that a guest
+/// mounts them with DAX.
+///
+/// Runs in the foreground, serves one frontend after another, and ends on SIGTERM or SIGINT.
+#[derive(Debug, Parser)]
+#[command(version)]
+pub(crate) struct Cli {
+    #[command(flatten)]
+    pub(crate) endpoint: EndpointArgs,
+
+    #[command(flatten)]
+    pub(crate) backing: BackingArgs,
+
+    /// Print what this backend can do, as JSON, and exit; other options are ignored
+    #[arg(long)]
+    print_capabilities: bool,
+
+    /// How much to log to standard error: off, error, warn, info, debug or trace
+    #[arg(long, value_name = "LEVEL", default_value = "info")]
+    pub(crate) log_level: LevelFilter,
+}
+
+#[derive(Debug, Args)]
+#[group(required = true, multiple = false)]
+pub(crate) struct EndpointArgs {
+    /// Listen on this Unix socket; one that a dead process left behind is replaced
+    #[arg(long, value_name = "PATH")]
+    pub(crate) socket_path: Option<PathBuf>,
+
+    /// Listen on this inherited file descriptor, a listening Unix socket
+    #[arg(long, value_name = "FDNUM")]
+    pub(crate) fd: Option<RawFd>,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct BackingArgs {
+    /// Serve this file
+    #[arg(long, value_name = "PATH", required_unless_present = "table", conflicts_with = "table")]
+    pub(crate) file: Option<PathBuf>,
+
+    /// Create the file with this size, or grow it; new space is sparse, and nothing is ever cut off.
+    /// In bytes, or with a suffix: K, M, G or T, powers of 1024
+    #[arg(long, value_name = "SIZE", requires = "file")]
+    pub(crate) size: Option<ByteSize>,
+
+    /// Serve what this table describes, in dmsetup's grammar, one target a line:
+    /// start length linear PATH start-in-file, in 512-byte sectors
+    #[arg(long, value_name = "FILE")]
+    pub(crate) table: Option<PathBuf>,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn command_line_is_consistent() {
+        use clap::CommandFactory;
+        Cli::command().debug_assert();
+    }
+}

@@ -1,0 +1,58 @@
+// SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
+
+//! `vhost-pmemd`: serves files as a virtio-pmem device to a vhost-user frontend.
+
+mod backing;
+mod capabilities;
+mod cli;
+mod shutdown;
+mod size;
+mod socket;
+
+use std::io::{IsTerminal, stderr};
+use std::process::ExitCode;
+use std::sync::Arc;
+
+use anyhow::Context;
+use clap::Parser;
+use tracing::info;
+use vhost_pmem::Device;
+
+use crate::cli::Cli;
+use crate::size::ByteSize;
+use crate::socket::Endpoint;
+
+fn main() -> ExitCode {
+    // Whoever asks for the capabilities gets them, whatever else stands on the command line.
+    if std::env::args_os().skip(1).any(|argument| argument == "--print-capabilities") {
+        println!("{}", capabilities::json());
+        return ExitCode::SUCCESS;
+    }
+    let cli = Cli::parse();
+    tracing_subscriber::fmt()
+        .with_max_level(cli.log_level)
+        .with_target(false)
+        .with_ansi(stderr().is_terminal())
+        .with_writer(stderr)
+        .init();
+    match run(&cli) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("vhost-pmemd: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn run(cli: &Cli) -> anyhow::Result<()> {
+    let endpoint = Endpoint::open(&cli.endpoint)?;
+    let region = backing::open(&cli.backing)?;
+    let size = ByteSize(region.nr_pages().bytes());
+    let device = Device::try_new(region).map_err(|error| backing::explain(&error, &cli.backing))?;
+    let device = Arc::new(device);
+    shutdown::on_signal(Arc::clone(&device), &endpoint).context("cannot set up signals")?;
+    info!(%size, extents = device.extents(), socket = %endpoint, "waiting for a frontend");
+    loop {
+        device.serve_next(endpoint.listener()?)?;
+    }
+}

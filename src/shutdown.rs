@@ -1,0 +1,36 @@
+// SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
+
+//! SIGTERM and SIGINT: finish what is in flight, and end.
+
+use std::io;
+use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
+
+use signal_hook::consts::{SIGINT, SIGTERM};
+use signal_hook::flag;
+use signal_hook::iterator::Signals;
+use tracing::info;
+use vhost_pmem::Device;
+
+use crate::socket::Endpoint;
+
+/// Has the process end on a signal, with success, once the flushes that were taken are answered.
+/// A second signal ends it at once, should the storage hang.
+pub(crate) fn on_signal(device: Arc<Device>, endpoint: &Endpoint) -> io::Result<()> {
+    let ending = Arc::new(AtomicBool::new(false));
+    for signal in [SIGTERM, SIGINT] {
+        // In this order: the first signal finds the flag unset, and sets it.
+        flag::register_conditional_shutdown(signal, 1, Arc::clone(&ending))?;
+        flag::register(signal, Arc::clone(&ending))?;
+    }
+    let mut signals = Signals::new([SIGTERM, SIGINT])?;
+    let unlink = endpoint.unlinker();
+    std::thread::Builder::new().name("signals".to_owned()).spawn(move || {
+        let signal = signals.forever().next();
+        info!(signal, "ending");
+        let _answered = device.quiesce();
+        unlink();
+        std::process::exit(0);
+    })?;
+    Ok(())
+}

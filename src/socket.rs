@@ -1,0 +1,108 @@
+// SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
+
+//! The socket that frontends connect to.
+
+use std::fmt;
+use std::fs::{self, File};
+use std::io;
+use std::os::fd::{FromRawFd, OwnedFd, RawFd};
+use std::os::unix::fs::{FileTypeExt, MetadataExt};
+use std::os::unix::net::{UnixListener, UnixStream};
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context, anyhow, bail};
+use rustix::fs::FlockOperation;
+use tracing::info;
+
+use crate::cli::EndpointArgs;
+
+/// A listening socket.
+pub(crate) struct Endpoint {
+    listener: UnixListener,
+    /// The path that was bound, and the inode that makes it ours.
+    bound: Option<(PathBuf, u64)>,
+}
+
+impl Endpoint {
+    pub(crate) fn open(args: &EndpointArgs) -> anyhow::Result<Self> {
+        match (&args.socket_path, args.fd) {
+            (Some(path), _) => {
+                bind(path).with_context(|| format!("cannot listen on {}", path.display()))
+            }
+            (None, Some(fd)) => inherit(fd).with_context(|| format!("cannot use --fd {fd}")),
+            (None, None) => Err(anyhow!("no socket: give --socket-path or --fd")),
+        }
+    }
+
+    pub(crate) fn listener(&self) -> io::Result<UnixListener> {
+        self.listener.try_clone()
+    }
+
+    /// What takes the socket's path away, unless another process has made it its own.
+    pub(crate) fn unlinker(&self) -> impl FnOnce() + Send + 'static + use<> {
+        let bound = self.bound.clone();
+        move || {
+            let Some((path, inode)) = bound else { return };
+            if fs::symlink_metadata(&path).is_ok_and(|found| found.ino() == inode) {
+                let _ = fs::remove_file(path);
+            }
+        }
+    }
+}
+
+impl fmt::Display for Endpoint {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match &self.bound {
+            Some((path, _)) => path.display().fmt(f),
+            None => f.write_str("inherited"),
+        }
+    }
+}
+
+fn bind(path: &Path) -> anyhow::Result<Endpoint> {
+    let directory = match path.parent() {
+        Some(parent) if !parent.as_os_str().is_empty() => parent,
+        _ => Path::new("."),
+    };
+    // Two daemons that find the same stale socket must not unlink each other's new one.
+    let directory = File::open(directory).context("cannot open its directory")?;
+    rustix::fs::flock(&directory, FlockOperation::LockExclusive)?;
+    let listener = match UnixListener::bind(path) {
+        Err(error) if error.kind() == io::ErrorKind::AddrInUse => {
+            if !fs::symlink_metadata(path)?.file_type().is_socket() {
+                bail!("there is a file of that name, and it isn't a socket");
+            }
+            match UnixStream::connect(path) {
+                Ok(_) => bail!("another process listens there"),
+                Err(error) if error.kind() == io::ErrorKind::ConnectionRefused => {
+                    fs::remove_file(path)?;
+                    info!(path = %path.display(), "replaced the socket that a dead process left behind");
+                    UnixListener::bind(path)?
+                }
+                Err(error) => return Err(error.into()),
+            }
+        }
+        bound => bound?,
+    };
+    let inode = fs::symlink_metadata(path)?.ino();
+    Ok(Endpoint { listener, bound: Some((path.to_owned(), inode)) })
+}
+
+#[allow(unsafe_code, reason = "an inherited fd is a number until someone says it is owned")]
+fn inherit(fd: RawFd) -> anyhow::Result<Endpoint> {
+    if fd <= 2 {
+        bail!("0, 1 and 2 are standard input, output and error");
+    }
+    if !Path::new(&format!("/proc/self/fd/{fd}")).exists() {
+        bail!("no such file descriptor was inherited");
+    }
+    // SAFETY: `from_raw_fd` wants an open fd that nobody else owns. It is open, as was just seen,
+    // and whoever started this process handed it over by naming it; this runs once, before
+    // anything else in the process opens an fd that could have its number.
+    let fd = unsafe { OwnedFd::from_raw_fd(fd) };
+    match rustix::net::sockopt::socket_acceptconn(&fd) {
+        Ok(true) => Ok(Endpoint { listener: fd.into(), bound: None }),
+        Ok(false) => bail!("the socket isn't a listening one"),
+        Err(_) => bail!("not a socket"),
+    }
+}
