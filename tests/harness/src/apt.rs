@@ -1,0 +1,217 @@
+// SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
+
+//! Debian packages for a machine that doesn't exist: a private apt root.
+//!
+//! The root has its own sources, pins and an empty list of installed packages, so that apt resolves
+//! every dependency and verifies every package as it would on a fresh machine, without root and
+//! without a trace on the host. The host's own `apt.conf.d` still applies: that is where proxies
+//! are set.
+
+use std::ffi::OsStr;
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use anyhow::{Context, Result, bail, ensure};
+
+use crate::progress::Step;
+use crate::run;
+
+const KEYRING: &str = "/usr/share/keyrings/debian-archive-keyring.gpg";
+const MIRROR_VARIABLE: &str = "VHOST_PMEM_DEBIAN_MIRROR";
+
+/// Trixie's own QEMU is too old for the vhost-user device; its backports' isn't. QEMU's packages
+/// and these two firmware packages depend on each other's exact versions.
+const PREFERENCES: &str = "\
+Package: src:qemu seabios ipxe-qemu
+Pin: release n=trixie-backports
+Pin-Priority: 900
+";
+
+/// An apt root whose package index has been fetched.
+pub(crate) struct Apt {
+    dir: PathBuf,
+}
+
+impl Apt {
+    /// The apt root of `suites` in `dir`: as an earlier call left it, or new.
+    pub(crate) fn open(dir: &Path, suites: &str) -> Result<Self> {
+        let apt = Self { dir: dir.to_owned() };
+        let ready = dir.join("ready");
+        if ready.exists() {
+            return Ok(apt);
+        }
+        ensure!(
+            Path::new(KEYRING).exists(),
+            "{KEYRING} is missing: install debian-archive-keyring"
+        );
+        let mirror = mirror()?;
+        for sub in ["lists/partial", "archives/partial", "log"] {
+            fs::create_dir_all(dir.join(sub))?;
+        }
+        fs::write(dir.join("status"), "")?;
+        fs::write(dir.join("preferences"), PREFERENCES)?;
+        fs::write(dir.join("debian.sources"), sources(&mirror, suites))?;
+        fs::write(dir.join("apt.conf"), configuration(dir))?;
+        let _step = Step::spinner(&format!("fetching the package index of {suites}"));
+        apt.get(["update"]).with_context(|| {
+            format!("cannot fetch the index of {mirror}: {MIRROR_VARIABLE} may name another mirror")
+        })?;
+        fs::write(ready, "")?;
+        Ok(apt)
+    }
+
+    /// Downloads `packages` and all they depend on.
+    pub(crate) fn fetch_closure(&self, packages: &[&str]) -> Result<Vec<PathBuf>> {
+        let _step =
+            Step::spinner(&format!("downloading {} and what they need", packages.join(", ")));
+        self.clear_archives()?;
+        self.get(["--download-only", "install"].iter().chain(packages))?;
+        self.archives()
+    }
+
+    /// Downloads `package` alone.
+    pub(crate) fn fetch(&self, package: &str) -> Result<PathBuf> {
+        let _step = Step::spinner(&format!("downloading {package}"));
+        self.clear_archives()?;
+        self.get(["download", package])?;
+        self.archives()?.pop().with_context(|| format!("apt-get downloaded no {package}"))
+    }
+
+    /// The package that the metapackage `meta` stands for.
+    pub(crate) fn resolve(&self, meta: &str) -> Result<String> {
+        let listing = run::text(self.command("apt-cache").args(["--important", "depends", meta]))?;
+        first_dependency(&listing)
+            .with_context(|| format!("{meta} depends on no package: {listing:?}"))
+    }
+
+    fn get<A: AsRef<OsStr>>(&self, args: impl IntoIterator<Item = A>) -> Result<()> {
+        let mut command = self.command("apt-get");
+        // `download` puts packages into the working directory.
+        command.args(["-q", "-y"]).args(args).current_dir(self.dir.join("archives"));
+        run::output(&mut command).map(drop)
+    }
+
+    fn command(&self, program: &str) -> Command {
+        let mut command = Command::new(program);
+        // Read after the host's configuration, unlike $APT_CONFIG, so this one has the last word.
+        command.arg("--config-file").arg(self.dir.join("apt.conf")).env("LC_ALL", "C");
+        command
+    }
+
+    fn archives(&self) -> Result<Vec<PathBuf>> {
+        let mut found = Vec::new();
+        for entry in fs::read_dir(self.dir.join("archives"))? {
+            let path = entry?.path();
+            if path.extension() == Some(OsStr::new("deb")) {
+                found.push(path);
+            }
+        }
+        found.sort();
+        Ok(found)
+    }
+
+    fn clear_archives(&self) -> Result<()> {
+        for path in self.archives()? {
+            fs::remove_file(path)?;
+        }
+        Ok(())
+    }
+}
+
+/// The name and version in the file name of a package.
+pub(crate) fn name_and_version(deb: &Path) -> String {
+    let stem = deb.file_stem().unwrap_or_default().to_string_lossy().replace("%3a", ":");
+    let mut parts = stem.split('_');
+    format!("{} {}", parts.next().unwrap_or_default(), parts.next().unwrap_or_default())
+}
+
+fn sources(mirror: &str, suites: &str) -> String {
+    // `Targets` keeps out the extra indices that desktop machines configure.
+    format!(
+        "Types: deb\nURIs: {mirror}\nSuites: {suites}\nComponents: main\nArchitectures: amd64\n\
+         Targets: Packages\nSigned-By: {KEYRING}\n"
+    )
+}
+
+fn configuration(dir: &Path) -> String {
+    // Only what names a place is redirected. The host's hooks are cleared: they would act on the
+    // host.
+    let dir = dir.display();
+    format!(
+        r#"Dir::State "{dir}";
+Dir::State::lists "{dir}/lists";
+Dir::State::status "{dir}/status";
+Dir::Cache "{dir}";
+Dir::Cache::archives "{dir}/archives";
+Dir::Etc::sourcelist "{dir}/debian.sources";
+Dir::Etc::sourceparts "/dev/null";
+Dir::Etc::preferences "{dir}/preferences";
+Dir::Etc::preferencesparts "/dev/null";
+Dir::Log "{dir}/log";
+APT::Architecture "amd64";
+#clear APT::Architectures;
+APT::Architectures {{ "amd64"; }};
+APT::Install-Recommends "false";
+APT::Sandbox::User "";
+APT::Update::Error-Mode "any";
+#clear APT::Update::Pre-Invoke;
+#clear APT::Update::Post-Invoke;
+#clear APT::Update::Post-Invoke-Success;
+#clear DPkg::Pre-Invoke;
+#clear DPkg::Post-Invoke;
+#clear DPkg::Pre-Install-Pkgs;
+Acquire::Languages "none";
+"#
+    )
+}
+
+fn mirror() -> Result<String> {
+    if let Ok(mirror) = std::env::var(MIRROR_VARIABLE) {
+        return Ok(mirror);
+    }
+    let uris =
+        run::text(Command::new("apt-get").args(["indextargets", "--format", "$(REPO_URI)"]))?;
+    match debian_mirror(&uris) {
+        Some(mirror) => Ok(mirror.to_owned()),
+        None => bail!(
+            "the machine's apt sources name no Debian mirror: set {MIRROR_VARIABLE} to one's address"
+        ),
+    }
+}
+
+/// The first of these addresses, one a line, that is of Debian's main archive.
+fn debian_mirror(uris: &str) -> Option<&str> {
+    uris.lines().find(|uri| uri.trim_end_matches('/').ends_with("/debian"))
+}
+
+fn first_dependency(listing: &str) -> Option<String> {
+    let line = listing.lines().find_map(|line| line.trim().strip_prefix("Depends: "))?;
+    Some(line.trim().to_owned())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn mirror_among_other_archives_is_found() {
+        let uris = "http://a.example/debian-security/\nhttp://a.example/x/debian/\n";
+        assert_eq!(debian_mirror(uris), Some("http://a.example/x/debian/"));
+        assert_eq!(debian_mirror("http://b.example/debian\n"), Some("http://b.example/debian"));
+        assert_eq!(debian_mirror("http://a.example/ubuntu/\n"), None);
+    }
+
+    #[test]
+    fn metapackage_dependency_is_read() {
+        let listing = "linux-image-cloud-amd64\n  Depends: linux-image-6.12.1-cloud-amd64\n";
+        assert_eq!(first_dependency(listing).as_deref(), Some("linux-image-6.12.1-cloud-amd64"));
+        assert_eq!(first_dependency("linux-image-cloud-amd64\n"), None);
+    }
+
+    #[test]
+    fn package_file_name_with_epoch_is_split() {
+        let deb = Path::new("/x/qemu-system-x86_1%3a11.1.3+ds-1_amd64.deb");
+        assert_eq!(name_and_version(deb), "qemu-system-x86 1:11.1.3+ds-1");
+    }
+}

@@ -1,0 +1,195 @@
+// SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
+
+//! A VM to be.
+
+use std::ffi::{OsStr, OsString};
+use std::fs::{self, File};
+use std::io::Write;
+use std::os::unix::ffi::{OsStrExt, OsStringExt};
+use std::path::Path;
+use std::process::Command;
+use std::time::Duration;
+
+use anyhow::{Context, Result};
+
+use crate::console::OnLine;
+use crate::initramfs;
+use crate::kernel::Kernel;
+use crate::lab::Lab;
+use crate::vm::{Vm, VmFiles};
+
+const MEMORY: &str = "512M";
+
+/// Describes a VM of one CPU and 512 MiB, which a vhost-user backend may share.
+pub struct VmBuilder<'lab> {
+    lab: &'lab Lab,
+    kernel: Kernel,
+    modules: Vec<String>,
+    script: String,
+    memory: String,
+    devices: Vec<OsString>,
+    chardevs: usize,
+    own_devices: usize,
+    reboots: bool,
+    time_limit: Duration,
+    on_line: Option<OnLine>,
+}
+
+impl<'lab> VmBuilder<'lab> {
+    pub(crate) fn new(lab: &'lab Lab) -> Self {
+        Self {
+            lab,
+            kernel: Kernel::default(),
+            modules: Vec::new(),
+            script: String::new(),
+            memory: MEMORY.to_owned(),
+            devices: Vec::new(),
+            chardevs: 0,
+            own_devices: 0,
+            reboots: false,
+            time_limit: Duration::from_secs(120),
+            on_line: None,
+        }
+    }
+
+    /// Boots `kernel` instead of the default one; obtained at [`VmBuilder::boot`] if it is missing.
+    #[must_use]
+    pub fn kernel(mut self, kernel: Kernel) -> Self {
+        self.kernel = kernel;
+        self
+    }
+
+    /// Loads the kernel module `name`, such as `xfs`, and what it needs before the script runs. The
+    /// modules of virtio-pmem and ext4 are always loaded.
+    #[must_use]
+    pub fn module(mut self, name: &str) -> Self {
+        self.modules.push(name.to_owned());
+        self
+    }
+
+    /// Attaches the vhost-user backend that listens on `socket` as a pmem device, with the
+    /// character device `c0`, `c1`, and so on.
+    #[must_use]
+    pub fn vhost_user_pmem(mut self, socket: impl AsRef<Path>) -> Self {
+        let id = format!("c{}", self.chardevs);
+        self.chardevs += 1;
+        let mut chardev = OsString::from(format!("socket,id={id},path="));
+        chardev.push(escaped(socket.as_ref()));
+        let device = format!(
+            "vhost-user-test-device-pci,virtio-id=27,num_vqs=1,config_size=16,chardev={id}"
+        );
+        self.qemu_args([OsStr::new("-chardev"), &chardev, "-device".as_ref(), device.as_ref()])
+    }
+
+    /// Attaches QEMU's own virtio-pmem device on the first `size` bytes of the file `path`.
+    #[must_use]
+    pub fn own_virtio_pmem(mut self, path: impl AsRef<Path>, size: u64) -> Self {
+        let id = format!("pm{}", self.own_devices);
+        self.own_devices += 1;
+        // The device takes a memory slot, which plain `-m 512M` has none of.
+        self.memory = format!("{MEMORY},slots={},maxmem=64G", self.own_devices);
+        let mut backend =
+            OsString::from(format!("memory-backend-file,id={id},share=on,size={size},mem-path="));
+        backend.push(escaped(path.as_ref()));
+        let device = format!("virtio-pmem-pci,memdev={id}");
+        self.qemu_args([OsStr::new("-object"), &backend, "-device".as_ref(), device.as_ref()])
+    }
+
+    /// Adds arguments to QEMU's command line.
+    #[must_use]
+    pub fn qemu_args<A: AsRef<OsStr>>(mut self, args: impl IntoIterator<Item = A>) -> Self {
+        self.devices.extend(args.into_iter().map(|arg| arg.as_ref().to_owned()));
+        self
+    }
+
+    /// Lets the guest reboot, by itself or by [`Vm::system_reset`]; each boot runs the script.
+    /// Without this QEMU exits instead.
+    #[must_use]
+    pub fn allow_reboot(mut self) -> Self {
+        self.reboots = true;
+        self
+    }
+
+    /// Kills the VM after this long; by default after 120 seconds.
+    #[must_use]
+    pub fn time_limit(mut self, limit: Duration) -> Self {
+        self.time_limit = limit;
+        self
+    }
+
+    /// Calls `on_line` with each line the guest prints, as it comes, from a thread of the VM's.
+    #[must_use]
+    pub fn on_line(mut self, on_line: impl FnMut(&str) + Send + 'static) -> Self {
+        self.on_line = Some(Box::new(on_line));
+        self
+    }
+
+    /// What the guest runs, by dash, in `/tmp`; `/mnt` is there to mount on. The guest then powers
+    /// off. [`Vm::system_powerdown`] sends SIGTERM to the script and its children.
+    #[must_use]
+    pub fn script(mut self, script: &str) -> Self {
+        self.script = script.to_owned();
+        self
+    }
+
+    /// Starts the VM.
+    ///
+    /// # Errors
+    ///
+    /// When the kernel can't be obtained, has not the modules asked for, or QEMU can't be started.
+    pub fn boot(self) -> Result<Vm> {
+        let (kernel, base) = self.lab.kernel(self.kernel)?;
+        let dir = tempfile::Builder::new().prefix("guest-").tempdir()?;
+        let files = VmFiles::new(dir);
+        let initramfs = files.path("initramfs");
+        fs::copy(&base, &initramfs).with_context(|| format!("cannot copy {}", base.display()))?;
+        let overlay =
+            initramfs::overlay(&self.script, &self.modules, &kernel, self.lab.userland())?;
+        File::options().append(true).open(&initramfs)?.write_all(&overlay)?;
+
+        let mut qemu = self.lab.qemu().command()?;
+        self.machine(&mut qemu);
+        qemu.arg("-kernel").arg(&kernel.image).arg("-initrd").arg(&initramfs);
+        qemu.arg("-append").arg(self.kernel_command_line());
+        let mut monitor = OsString::from("unix:");
+        monitor.push(escaped(&files.monitor()));
+        monitor.push(",server=on,wait=off");
+        qemu.arg("-qmp").arg(monitor);
+        qemu.args(&self.devices);
+        Vm::start(&qemu, files, self.time_limit, self.on_line)
+    }
+
+    fn machine(&self, qemu: &mut Command) {
+        qemu.args(["-nodefaults", "-no-user-config", "-display", "none", "-serial", "stdio"]);
+        qemu.args(["-accel", "tcg", "-cpu", "max", "-M", "q35", "-smp", "1", "-m", &self.memory]);
+        qemu.arg("-object").arg(format!("memory-backend-memfd,id=mem,size={MEMORY},share=on"));
+        qemu.args(["-numa", "node,memdev=mem"]);
+        if !self.reboots {
+            qemu.arg("-no-reboot");
+        }
+    }
+
+    fn kernel_command_line(&self) -> String {
+        // A panic ends QEMU by way of `-no-reboot`. Where the guest may reboot it would go round
+        // for ever, so there it stops. Level 5 shows warnings and worse: all that tells of
+        // trouble.
+        let panic = if self.reboots { 0 } else { -1 };
+        format!("console=ttyS0 loglevel=5 panic={panic}")
+    }
+}
+
+/// A path within an option of QEMU's, in which commas separate.
+fn escaped(path: &Path) -> OsString {
+    let parts: Vec<_> = path.as_os_str().as_bytes().split(|&byte| byte == b',').collect();
+    OsString::from_vec(parts.join(&b",,"[..]))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn path_with_comma_is_escaped() {
+        assert_eq!(escaped(Path::new("/a,b/c")), "/a,,b/c");
+    }
+}

@@ -1,0 +1,88 @@
+// SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
+
+//! What guests are made of.
+
+use std::path::PathBuf;
+use std::process::Command;
+
+use anyhow::Result;
+
+use crate::apt::Apt;
+use crate::builder::VmBuilder;
+use crate::initramfs;
+use crate::kernel::{Kernel, KernelTree};
+use crate::qemu::Qemu;
+use crate::store::Store;
+use crate::tree::Tree;
+
+/// The packages of the guest's userland.
+const USERLAND: [&str; 6] =
+    ["busybox-static", "dash", "e2fsprogs", "mount", "util-linux", "xfsprogs"];
+
+/// A QEMU and a userland, ready to make VMs of.
+#[derive(Debug)]
+pub struct Lab {
+    qemu: Qemu,
+    userland: Tree,
+}
+
+impl Lab {
+    /// Obtains what is missing: QEMU, the userland, the default kernel.
+    ///
+    /// # Errors
+    ///
+    /// Without `apt` and `dpkg-deb`, without a Debian mirror when something is missing, or when the
+    /// cache can't be written.
+    pub fn open() -> Result<Self> {
+        let store = Store::lock()?;
+        let trixie = || apt(&store, Kernel::Trixie.suites());
+        let qemu = Qemu::obtain(&store, trixie)?;
+        let userland = store.part("userland", &USERLAND.join(" "), |root| {
+            Tree::unpack(root, &trixie()?.fetch_closure(&USERLAND)?).map(drop)
+        })?;
+        let lab = Self { qemu, userland: Tree::at(userland) };
+        lab.boot_files(&store, Kernel::default())?;
+        Ok(lab)
+    }
+
+    /// Describes a VM.
+    #[must_use]
+    pub fn vm(&self) -> VmBuilder<'_> {
+        VmBuilder::new(self)
+    }
+
+    /// The QEMU in use.
+    #[must_use]
+    pub fn qemu(&self) -> &Qemu {
+        &self.qemu
+    }
+
+    /// A command that runs a tool of the guest's userland, such as `e2fsck`, on the host.
+    ///
+    /// # Errors
+    ///
+    /// When the userland has no such tool.
+    pub fn host_tool(&self, name: &str) -> Result<Command> {
+        self.userland.program(name)
+    }
+
+    pub(crate) fn userland(&self) -> &Tree {
+        &self.userland
+    }
+
+    /// The kernel and its base initramfs, obtained if they are missing.
+    pub(crate) fn kernel(&self, kernel: Kernel) -> Result<(KernelTree, PathBuf)> {
+        self.boot_files(&Store::lock()?, kernel)
+    }
+
+    fn boot_files(&self, store: &Store, kernel: Kernel) -> Result<(KernelTree, PathBuf)> {
+        let tree = kernel.obtain(store, || apt(store, kernel.suites()))?;
+        let initramfs = initramfs::base(store, kernel, &tree, &self.userland)?;
+        Ok((tree, initramfs))
+    }
+}
+
+/// The apt root of `suites`, one for as long as the store is locked.
+fn apt(store: &Store, suites: &str) -> Result<Apt> {
+    Apt::open(&store.scratch().join("apt").join(suites.replace(' ', "+")), suites)
+}

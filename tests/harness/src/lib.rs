@@ -1,0 +1,90 @@
+// SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
+
+//! Boots real Linux guests for the tests and the demo.
+//!
+//! # Purpose
+//!
+//! A test says which kernel and devices it wants and hands over a shell script; it gets back what
+//! the guest printed, the script's exit status and QEMU's. Everything a guest is made of comes from
+//! Debian packages, so that a checkout and a Debian machine are all it takes: no root, no KVM,
+//! nothing installed on the host.
+//!
+//! # Model
+//!
+//! - [`Lab::open`] obtains what is missing – QEMU, the guest's userland, a kernel – into `guest/`
+//!   under the cargo target directory, where it stays. One process at a time does so; a warm lab
+//!   needs no network.
+//! - [`Lab::vm`] describes a VM, [`VmBuilder::boot`] starts it, [`Vm::wait`] ends with an
+//!   [`Outcome`].
+//! - The guest is an initramfs. Its `/init` loads modules, runs the script and prints `MARK done
+//!   rc=N`.
+//! - Guests run under TCG: a `/dev/kvm` that exists isn't always one that boots these kernels.
+//!
+//! # Invariants
+//!
+//! - Every package is verified by apt against Debian's archive keyring.
+//! - A part of the cache is complete or absent, and is rebuilt when its recipe changes.
+//! - A VM ends by its time limit at the latest, with its [`Vm`], and with the process that started
+//!   it.
+//!
+//! # Errors
+//!
+//! [`anyhow::Error`] everywhere: a failing test prints the chain. What the guest does is no error
+//! of the harness; [`Outcome::expect_success`] is for tests to which it is.
+//!
+//! # Environment
+//!
+//! `VHOST_PMEM_DEBIAN_MIRROR` names the Debian mirror to use instead of the one in the machine's
+//! apt sources.
+//!
+//! # Catalogue
+//!
+//! | Part | What it does |
+//! |---|---|
+//! | [`Lab`] | what guests are made of, and tools from the guest's userland on the host |
+//! | [`VmBuilder`] | a VM to be |
+//! | [`Vm`] | a running VM: wait for a line, reset, power off, kill |
+//! | [`Outcome`] | how it ended |
+//! | [`Daemon`] | a `vhost-pmemd` to attach guests to |
+//! | [`Qemu`] | the QEMU in use |
+//! | [`Kernel`] | the kernels on offer |
+//!
+//! ```no_run
+//! # fn main() -> anyhow::Result<()> {
+//! use guest_harness::Lab;
+//!
+//! let lab = Lab::open()?;
+//! lab.vm()
+//!     .vhost_user_pmem("/run/pmem.sock")
+//!     .script("mkfs.ext4 -qF /dev/pmem0 && mount -o dax=always /dev/pmem0 /mnt")
+//!     .boot()?
+//!     .wait()?
+//!     .expect_success()?;
+//! # Ok(())
+//! # }
+//! ```
+
+mod apt;
+mod builder;
+mod console;
+mod daemon;
+mod initramfs;
+mod kernel;
+mod lab;
+mod modules;
+mod outcome;
+mod progress;
+mod qemu;
+mod qmp;
+mod run;
+mod store;
+mod tree;
+mod vm;
+
+pub use builder::VmBuilder;
+pub use daemon::Daemon;
+pub use kernel::Kernel;
+pub use lab::Lab;
+pub use outcome::Outcome;
+pub use qemu::{Qemu, Version};
+pub use vm::Vm;
