@@ -1,0 +1,52 @@
+// SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
+
+//! What the daemon costs its host.
+
+use std::fs;
+
+use guest_harness::Daemon;
+
+use crate::vmm::{Abilities, Vmm};
+
+const DAEMON: &str = env!("CARGO_BIN_EXE_vhost-pmemd");
+
+/// The daemon's RSS in KiB with a frontend that has mapped and flushed a region of `size`.
+fn rss_serving(size: &str) -> u64 {
+    let dir = tempfile::tempdir().unwrap();
+    let file = dir.path().join("pmem");
+    let args = ["--file".as_ref(), file.as_os_str(), "--size".as_ref(), size.as_ref()];
+    let daemon = Daemon::start(DAEMON, args).unwrap();
+    let mut vmm = Vmm::start(daemon.socket(), Abilities::default());
+    assert_eq!(vmm.driver.flush(), 0);
+    let bytes = fs::metadata(&file).unwrap().len();
+    vmm.store(bytes - 1, b"x");
+    assert_eq!(vmm.driver.flush(), 0);
+    let rss = daemon.rss_kib().unwrap();
+    println!("region {size}: RSS {rss} KiB");
+    rss
+}
+
+#[test]
+fn rss_is_small_and_the_same_for_any_region_size() {
+    let small = rss_serving("256M");
+    let large = rss_serving("1T");
+    assert!(small.max(large) < 8 * 1024, "{small} and {large} KiB");
+    assert!(small.abs_diff(large) * 20 <= small.min(large), "{small} and {large} KiB");
+}
+
+#[test]
+fn connections_leave_no_fd_and_no_thread() {
+    let dir = tempfile::tempdir().unwrap();
+    let file = dir.path().join("pmem");
+    let args = ["--file".as_ref(), file.as_os_str(), "--size".as_ref(), "1M".as_ref()];
+    let daemon = Daemon::start(DAEMON, args).unwrap();
+    let count =
+        |what: &str| fs::read_dir(format!("/proc/{}/{what}", daemon.pid())).unwrap().count();
+    let mut after_first = None;
+    for _ in 0..100 {
+        let mut vmm = Vmm::start(daemon.socket(), Abilities::default());
+        assert_eq!(vmm.driver.flush(), 0);
+        let now = (count("fd"), count("task"));
+        assert_eq!(*after_first.get_or_insert(now), now);
+    }
+}

@@ -1,0 +1,13 @@
+// SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
+
+//! The device as a frontend sees it: a VMM of our own drives it over a real vhost-user socket, and
+//! does what real ones do, and what they should not.
+
+mod activation;
+mod driver;
+mod footprint;
+mod handshake;
+mod requests;
+mod server;
+mod store;
+mod vmm;

@@ -1,0 +1,166 @@
+// SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
+
+//! Requests, good and bad, and what a flush promises.
+
+use crate::driver::{BUFFERS, Descriptor, NEXT, QUEUE_SIZE, RAM, RAM_SIZE, WRITE};
+use crate::server::Server;
+use crate::vmm::{Abilities, Vmm};
+
+const SIZE: u64 = 1 << 20;
+
+#[test]
+fn malformed_requests_fail_alone() {
+    let server = Server::files(&[SIZE]);
+    let mut vmm = Vmm::start(&server.socket(), Abilities::default());
+    let outside = RAM + RAM_SIZE;
+    // A request and a response that the driver has set up; the type is flush.
+    let (request, response) = (BUFFERS + 0x100, BUFFERS + 0x200);
+    let answered: &[(&str, &[Descriptor])] = &[
+        ("too short", &[(request, 3, NEXT, 1), (response, 4, WRITE, 0)]),
+        ("no request", &[(response, 4, WRITE, 0)]),
+        ("wrong way round", &[(response, 4, NEXT | WRITE, 1), (request, 4, 0, 0)]),
+        ("type outside memory", &[(outside, 4, NEXT, 1), (response, 4, WRITE, 0)]),
+        ("type at the end of the world", &[(!1, 4, NEXT, 1), (response, 4, WRITE, 0)]),
+        ("unknown type", &[(request + 8, 4, NEXT, 1), (response, 4, WRITE, 0)]),
+        ("next outside the table", &[(request, 4, NEXT, 1), (response, 4, NEXT | WRITE, 500)]),
+        ("loop with room", &[(request, 4, NEXT, 1), (response, 4, NEXT | WRITE, 1)]),
+    ];
+    let unanswerable: &[(&str, &[Descriptor])] = &[
+        ("no response", &[(request, 4, 0, 0)]),
+        ("response too short", &[(request, 4, NEXT, 1), (response, 3, WRITE, 0)]),
+        ("both readable", &[(request, 4, NEXT, 1), (response, 4, 0, 0)]),
+        ("response outside memory", &[(request, 4, NEXT, 1), (outside, 4, WRITE, 0)]),
+        ("response over the edge", &[(request, 4, NEXT, 1), (outside - 2, 4, WRITE, 0)]),
+        ("loop", &[(request, 4, NEXT, 1), (request, 4, NEXT, 0)]),
+        ("empty", &[(request, 0, 0, 0)]),
+    ];
+    let cases =
+        answered.iter().map(|case| (case, 4)).chain(unanswerable.iter().map(|case| (case, 0)));
+    for ((name, chain), len) in cases {
+        vmm.driver.write_u32(request, 0);
+        vmm.driver.write_u32(request + 8, 7);
+        vmm.driver.write_u32(response, 0x5555_5555);
+        let head = vmm.driver.add(chain);
+        vmm.driver.publish();
+        assert_eq!(vmm.driver.answer(), (head.into(), len), "{name}");
+        let expected = if len == 4 { u32::MAX } else { 0x5555_5555 };
+        assert_eq!(vmm.driver.read_u32(response), expected, "{name}");
+        assert_eq!(vmm.driver.flush(), 0, "after {name}");
+    }
+}
+
+#[test]
+fn head_outside_the_table_is_dropped_and_the_next_request_works() {
+    let server = Server::files(&[SIZE]);
+    let mut vmm = Vmm::start(&server.socket(), Abilities::default());
+    vmm.driver.add_head(QUEUE_SIZE);
+    vmm.driver.add_head(u16::MAX);
+    assert_eq!(vmm.driver.flush(), 0);
+}
+
+#[test]
+fn available_index_gone_wild_is_survived() {
+    let server = Server::files(&[SIZE]);
+    let mut vmm = Vmm::start(&server.socket(), Abilities::default());
+    assert_eq!(vmm.driver.flush(), 0);
+    vmm.driver.publish_bogus_index(1 + QUEUE_SIZE + 1);
+    vmm.reset();
+    vmm.activate();
+    assert_eq!(vmm.driver.flush(), 0);
+}
+
+#[test]
+fn events_on_and_off_lose_no_kick_and_no_call() {
+    for event_idx in [true, false] {
+        let server = Server::files(&[SIZE]);
+        let abilities = Abilities { event_idx, ..Abilities::default() };
+        let mut vmm = Vmm::start(&server.socket(), abilities);
+        for _ in 0..500 {
+            assert_eq!(vmm.driver.flush(), 0);
+        }
+        // Several in flight, and more added while they are answered.
+        for round in 0..100 {
+            for slot in 0..1 + round % 60 {
+                vmm.driver.add_flush(slot);
+                if slot % 3 == 0 {
+                    vmm.driver.publish();
+                }
+            }
+            vmm.driver.publish();
+            for slot in 0..1 + round % 60 {
+                assert_eq!(vmm.driver.answer().1, 4);
+                assert_eq!(vmm.driver.status(slot), 0);
+            }
+        }
+    }
+}
+
+#[test]
+fn batch_is_synced_once_and_answered_whole() {
+    let (server, control) = Server::controlled(SIZE);
+    let mut vmm = Vmm::start(&server.socket(), Abilities::default());
+    assert_eq!(vmm.driver.flush(), 0);
+    let before = control.syncs();
+    for slot in 0..64 {
+        vmm.driver.add_flush(slot);
+    }
+    vmm.driver.publish();
+    for _ in 0..64 {
+        assert_eq!(vmm.driver.answer().1, 4);
+    }
+    assert_eq!(control.syncs(), before + 1);
+}
+
+#[test]
+fn flush_submitted_while_a_sync_runs_causes_another() {
+    let (server, control) = Server::controlled(SIZE);
+    let mut vmm = Vmm::start(&server.socket(), Abilities::default());
+    control.hold();
+    vmm.driver.add_flush(0);
+    vmm.driver.publish();
+    control.wait_for_syncs(1);
+    // This one's stores may have come too late for the sync that runs.
+    vmm.driver.add_flush(1);
+    vmm.driver.publish();
+    assert_eq!(vmm.driver.answers(), 0);
+    control.release();
+    assert_eq!((vmm.driver.answer().1, vmm.driver.answer().1), (4, 4));
+    assert_eq!(control.syncs(), 2);
+}
+
+#[test]
+fn queue_stop_waits_for_the_batch_that_was_taken() {
+    let (server, control) = Server::controlled(SIZE);
+    let mut vmm = Vmm::start(&server.socket(), Abilities::default());
+    control.hold();
+    vmm.driver.add_flush(0);
+    vmm.driver.publish();
+    control.wait_for_syncs(1);
+    let stopped = std::thread::scope(|scope| {
+        let stop = scope.spawn(|| vmm.stop_queue());
+        std::thread::sleep(std::time::Duration::from_millis(50));
+        assert!(!stop.is_finished(), "the stop did not wait");
+        control.release();
+        stop.join().unwrap()
+    });
+    assert_eq!(stopped, 1);
+    assert_eq!(vmm.driver.answers(), 1);
+    assert_eq!(vmm.driver.status(0), 0);
+}
+
+#[test]
+fn failed_sync_fails_every_later_flush() {
+    let (server, control) = Server::controlled(SIZE);
+    let mut vmm = Vmm::start(&server.socket(), Abilities::default());
+    assert_eq!(vmm.driver.flush(), 0);
+    control.set_failing(true);
+    assert_eq!(vmm.driver.flush(), -1);
+    control.set_failing(false);
+    assert_eq!(vmm.driver.flush(), -1);
+    vmm.reset();
+    vmm.activate();
+    assert_eq!(vmm.driver.flush(), -1);
+    drop(vmm);
+    let mut next = Vmm::start(&server.socket(), Abilities::default());
+    assert_eq!(next.driver.flush(), -1);
+}

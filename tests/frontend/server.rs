@@ -1,0 +1,62 @@
+// SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
+
+//! Devices to connect to.
+
+use std::os::unix::net::UnixListener;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::thread;
+
+use pfn_blk::{PfnSpace, Region, StoreSet, Target, table};
+use tempfile::TempDir;
+use vhost_pmem::Device;
+
+use crate::store::{Control, ControlledStore};
+
+/// A device served in this process, for as long as the test runs.
+pub(crate) struct Server {
+    dir: TempDir,
+}
+
+impl Server {
+    fn new(dir: TempDir, target: Arc<dyn Target>) -> Self {
+        let device = Arc::new(Device::try_new(Region::try_new(target).unwrap()).unwrap());
+        let server = Self { dir };
+        let listener = UnixListener::bind(server.socket()).unwrap();
+        thread::spawn(move || while device.serve_next(listener.try_clone().unwrap()).is_ok() {});
+        server
+    }
+
+    /// Serves files, each of a size, joined.
+    pub(crate) fn files(sizes: &[u64]) -> Self {
+        let dir = tempfile::tempdir().unwrap();
+        let mut text = String::new();
+        let mut start = 0;
+        for (index, size) in sizes.iter().enumerate() {
+            let path = dir.path().join(index.to_string());
+            std::fs::File::create(&path).unwrap().set_len(*size).unwrap();
+            let sectors = size / 512;
+            text += &format!("{start} {sectors} linear {} 0\n", path.display());
+            start += sectors;
+        }
+        let table = StoreSet::default().open_table(&table::parse(&text).unwrap()).unwrap();
+        Self::new(dir, Arc::new(table))
+    }
+
+    /// Serves a store that the test controls.
+    pub(crate) fn controlled(size: u64) -> (Self, Arc<Control>) {
+        let control = Arc::new(Control::default());
+        let store = ControlledStore::new(size, Arc::clone(&control));
+        let pagemap = PfnSpace::new().add(Box::new(store)).unwrap();
+        (Self::new(tempfile::tempdir().unwrap(), pagemap), control)
+    }
+
+    pub(crate) fn socket(&self) -> PathBuf {
+        self.dir.path().join("socket")
+    }
+
+    /// The bytes of a file that is served.
+    pub(crate) fn file(&self, index: usize) -> Vec<u8> {
+        std::fs::read(Path::new(self.dir.path()).join(index.to_string())).unwrap()
+    }
+}
