@@ -52,7 +52,7 @@ pub(crate) struct BackingArgs {
 
     /// Create the file with this size, or grow it; new space is sparse, and nothing is ever cut off.
     /// In bytes, or with a suffix: K, M, G or T, powers of 1024
-    #[arg(long, value_name = "SIZE", requires = "file")]
+    #[arg(long, value_name = "SIZE", conflicts_with = "table")]
     pub(crate) size: Option<ByteSize>,
 
     /// Serve what this table describes, in dmsetup's grammar, one target a line:

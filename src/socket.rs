@@ -38,15 +38,23 @@ impl Endpoint {
         self.listener.try_clone()
     }
 
-    /// What takes the socket's path away, unless another process has made it its own.
+    /// What takes the socket's path away, unless another process has made it its own. Dropping
+    /// the endpoint does so, too.
     pub(crate) fn unlinker(&self) -> impl FnOnce() + Send + 'static + use<> {
         let bound = self.bound.clone();
         move || {
             let Some((path, inode)) = bound else { return };
             if fs::symlink_metadata(&path).is_ok_and(|found| found.ino() == inode) {
+                // Left behind it would only be stale.
                 let _ = fs::remove_file(path);
             }
         }
+    }
+}
+
+impl Drop for Endpoint {
+    fn drop(&mut self) {
+        self.unlinker()();
     }
 }
 

@@ -1,0 +1,391 @@
+// SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
+
+//! The daemon's command line: what it answers to bad input, and how it starts and ends.
+
+use std::fs;
+use std::io::{BufRead, BufReader, Read, Write};
+use std::os::fd::AsRawFd;
+use std::os::unix::net::{UnixListener, UnixStream};
+use std::path::PathBuf;
+use std::process::{Command, Output, Stdio};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use guest_harness::Daemon;
+use rustix::io::{FdFlags, fcntl_setfd};
+use rustix::process::Signal;
+use tempfile::TempDir;
+
+const DAEMON: &str = env!("CARGO_BIN_EXE_vhost-pmemd");
+
+/// A directory to serve from; `@` in arguments and expectations stands for it.
+struct Place(TempDir);
+
+impl Place {
+    fn new() -> Self {
+        Self(tempfile::tempdir().unwrap())
+    }
+
+    fn path(&self, name: &str) -> PathBuf {
+        self.0.path().join(name)
+    }
+
+    fn expand(&self, text: &str) -> String {
+        text.replace('@', self.0.path().to_str().unwrap())
+    }
+
+    fn command(&self, args: &str) -> Command {
+        let mut command = Command::new(DAEMON);
+        command.args(self.expand(args).split_whitespace()).stdin(Stdio::null());
+        command
+    }
+
+    /// Runs the daemon, which must not come to serve.
+    fn run(&self, args: &str) -> Output {
+        let mut child =
+            self.command(args).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
+        let deadline = Instant::now() + Duration::from_secs(20);
+        while child.try_wait().unwrap().is_none() {
+            if Instant::now() > deadline {
+                child.kill().unwrap();
+            }
+            thread::sleep(Duration::from_millis(5));
+        }
+        child.wait_with_output().unwrap()
+    }
+
+    /// Checks that the daemon refuses `args` with exactly one line, `expected`.
+    #[track_caller]
+    fn refuses(&self, args: &str, expected: &str) {
+        let output = self.run(args);
+        let stderr = String::from_utf8(output.stderr).unwrap();
+        let expected = format!("vhost-pmemd: {}\n", self.expand(expected));
+        assert_eq!(stderr, expected, "for {args}");
+        assert_eq!(output.status.code(), Some(1));
+        assert!(output.stdout.is_empty());
+    }
+
+    /// The same, for a file of `size` bytes.
+    #[track_caller]
+    fn refuses_file_of(&self, size: u64, args: &str, expected: &str) {
+        fs::File::create(self.path("file")).unwrap().set_len(size).unwrap();
+        self.refuses(&format!("--socket-path @/socket --file @/file {args}"), expected);
+        assert_eq!(fs::metadata(self.path("file")).unwrap().len(), size, "the file was touched");
+    }
+
+    /// The same, for a table over two files of 1 MiB.
+    #[track_caller]
+    fn refuses_table(&self, table: &str, expected: &str) {
+        for name in ["a", "b"] {
+            fs::File::create(self.path(name)).unwrap().set_len(1 << 20).unwrap();
+        }
+        fs::write(self.path("table"), self.expand(table)).unwrap();
+        self.refuses("--socket-path @/socket --table @/table", expected);
+    }
+}
+
+#[test]
+fn file_missing_says_how_to_create_it() {
+    Place::new().refuses(
+        "--socket-path @/socket --file @/none",
+        "cannot serve @/none: no such file; give --size SIZE to create it",
+    );
+}
+
+#[test]
+fn file_in_missing_directory_is_refused() {
+    Place::new().refuses(
+        "--socket-path @/socket --file @/none/file --size 1M",
+        "cannot serve @/none/file: cannot open it: No such file or directory (os error 2)",
+    );
+}
+
+#[test]
+fn file_that_is_a_directory_is_refused() {
+    let place = Place::new();
+    fs::create_dir(place.path("dir")).unwrap();
+    let expected = "cannot serve @/dir: a directory, not a file";
+    place.refuses("--socket-path @/socket --file @/dir", expected);
+    place.refuses("--socket-path @/socket --file @/dir --size 1M", expected);
+}
+
+#[test]
+fn file_that_is_a_device_is_refused() {
+    Place::new().refuses(
+        "--socket-path @/socket --file /dev/null",
+        "cannot serve /dev/null: not a regular file",
+    );
+}
+
+#[test]
+fn file_empty_says_how_to_grow_it() {
+    Place::new().refuses_file_of(
+        0,
+        "",
+        "cannot serve @/file: unusable size: empty, but at least one page of 4096 bytes is needed; \
+         give --size SIZE to grow it",
+    );
+}
+
+#[test]
+fn file_of_broken_pages_names_the_next_size() {
+    Place::new().refuses_file_of(
+        1_000_000,
+        "",
+        "cannot serve @/file: unusable size: 1000000 bytes is not a multiple of 4096 bytes; \
+         the next one is 1003520; give --size SIZE to grow it to whole pages",
+    );
+}
+
+#[test]
+fn file_not_power_of_two_names_the_mend() {
+    Place::new().refuses_file_of(
+        3 << 20,
+        "",
+        "the region has 3145728 bytes, which is not a power of two, as a frontend needs; \
+         the next one is 4194304; give --size 4194304 to grow the file, sparsely and without \
+         touching what is in it",
+    );
+}
+
+#[test]
+fn file_longer_than_size_is_never_shrunk() {
+    Place::new().refuses_file_of(
+        2 << 20,
+        "--size 1M",
+        "cannot serve @/file: 2097152 bytes long, more than the 1048576 bytes asked for; \
+         a file is never shrunk",
+    );
+}
+
+#[test]
+fn size_of_broken_pages_is_refused() {
+    Place::new().refuses(
+        "--socket-path @/socket --file @/file --size 5000",
+        "--size 5000: 5000 bytes is not a multiple of 4096 bytes; the next one is 8192",
+    );
+}
+
+#[test]
+fn file_served_by_another_process_is_refused() {
+    let place = Place::new();
+    let file = place.path("file");
+    let args = ["--file".as_ref(), file.as_os_str(), "--size".as_ref(), "1M".as_ref()];
+    let other = Daemon::start(DAEMON, args).unwrap();
+    place.refuses(
+        "--socket-path @/socket --file @/file",
+        "cannot serve @/file: locked: another process serves it",
+    );
+    drop(other);
+    assert!(!place.path("socket").exists(), "a socket was left behind");
+}
+
+#[test]
+fn socket_of_live_daemon_is_refused_and_kept() {
+    let place = Place::new();
+    let listener = UnixListener::bind(place.path("socket")).unwrap();
+    place.refuses(
+        "--socket-path @/socket --file @/file --size 1M",
+        "cannot listen on @/socket: another process listens there",
+    );
+    UnixStream::connect(place.path("socket")).unwrap();
+    drop(listener);
+    assert!(!place.path("file").exists(), "the file was created for nothing");
+}
+
+#[test]
+fn socket_path_of_another_file_is_refused_and_kept() {
+    let place = Place::new();
+    fs::write(place.path("socket"), "precious").unwrap();
+    place.refuses(
+        "--socket-path @/socket --file @/file --size 1M",
+        "cannot listen on @/socket: there is a file of that name, and it isn't a socket",
+    );
+    assert_eq!(fs::read(place.path("socket")).unwrap(), b"precious");
+}
+
+#[test]
+fn socket_that_is_stale_is_replaced() {
+    let place = Place::new();
+    drop(UnixListener::bind(place.path("socket")).unwrap());
+    let mut child = place
+        .command("--socket-path @/socket --file @/file --size 1M")
+        .stderr(Stdio::null())
+        .spawn()
+        .unwrap();
+    let deadline = Instant::now() + Duration::from_secs(20);
+    while UnixStream::connect(place.path("socket")).is_err() {
+        assert!(Instant::now() < deadline, "nobody listens");
+        thread::sleep(Duration::from_millis(5));
+    }
+    child.kill().unwrap();
+    child.wait().unwrap();
+}
+
+#[test]
+fn fd_that_is_no_listening_socket_is_refused() {
+    let place = Place::new();
+    let args = |fd: &str| format!("--fd {fd} --file @/file --size 1M");
+    place.refuses(&args("99"), "cannot use --fd 99: no such file descriptor was inherited");
+    place.refuses(&args("2"), "cannot use --fd 2: 0, 1 and 2 are standard input, output and error");
+}
+
+#[test]
+fn table_missing_is_refused() {
+    Place::new().refuses(
+        "--socket-path @/socket --table @/table",
+        "table @/table: No such file or directory (os error 2)",
+    );
+}
+
+#[test]
+fn table_empty_is_refused() {
+    Place::new().refuses_table("# nothing\n", "table @/table: line 1, column 1: no targets");
+}
+
+#[test]
+fn table_with_gap_names_the_line_behind_it() {
+    Place::new().refuses_table(
+        "0 2048 linear @/a 0\n4096 2048 linear @/b 0\n",
+        "table @/table: line 2, column 1: gap: pages from 0x100 on have no target",
+    );
+}
+
+#[test]
+fn table_with_overlap_names_the_line() {
+    Place::new().refuses_table(
+        "0 2048 linear @/a 0\n1024 2048 linear @/b 0\n",
+        "table @/table: line 2, column 1: overlap: the target before reaches to page 0x100",
+    );
+}
+
+#[test]
+fn table_with_unknown_target_names_the_known() {
+    Place::new().refuses_table(
+        "0 2048 raid5 @/a 0\n",
+        "table @/table: line 1, column 8: unknown target \"raid5\"; this is known: linear",
+    );
+}
+
+#[test]
+fn table_past_end_of_file_is_refused() {
+    Place::new().refuses_table(
+        "0 2048 linear @/a 1024\n",
+        "table @/table: line 1, column 1: @/a: pgoff 0x80 + 256 pages reaches past the end at 256 pages",
+    );
+}
+
+#[test]
+fn table_with_missing_file_is_refused() {
+    Place::new().refuses_table(
+        "0 2048 linear @/none 0\n",
+        "table @/table: line 1, column 1: @/none: no such file",
+    );
+}
+
+#[test]
+fn table_with_pages_twice_is_refused() {
+    Place::new().refuses_table(
+        "0 2048 linear @/a 0\n2048 1024 linear @/b 0\n3072 1024 linear @/a 0\n",
+        "table @/table: @/a from pgoff 0x0 on appears twice in the region, at pgoff 0x0 and at \
+         pgoff 0x180",
+    );
+}
+
+#[test]
+fn table_not_power_of_two_names_where_to_end() {
+    Place::new().refuses_table(
+        "0 2048 linear @/a 0\n2048 1024 linear @/b 0\n",
+        "the region has 1572864 bytes, which is not a power of two, as a frontend needs; \
+         the next one is 2097152; let the table end at sector 4096, with a further file for what \
+         is missing",
+    );
+}
+
+#[test]
+fn arguments_that_make_no_sense_are_refused_by_name() {
+    let place = Place::new();
+    for (args, word) in [
+        ("--socket-path @/socket", "--file"),
+        ("--file @/file", "--socket-path"),
+        ("--socket-path @/socket --fd 3 --file @/file", "cannot be used with"),
+        ("--socket-path @/socket --file @/file --table @/table", "cannot be used with"),
+        ("--socket-path @/socket --table @/table --size 1M", "cannot be used with"),
+        ("--socket-path @/socket --file @/file --size 1.5G", "such as 256M, 4G or 1T"),
+    ] {
+        let output = place.run(args);
+        let stderr = String::from_utf8(output.stderr).unwrap();
+        assert!(stderr.contains(word), "{args}: {stderr}");
+        assert_eq!(output.status.code(), Some(2), "{args}");
+    }
+}
+
+#[test]
+fn print_capabilities_ignores_all_else() {
+    let output = Place::new().run("--nonsense --print-capabilities --file @/none");
+    assert!(output.status.success());
+    assert_eq!(output.stdout, b"{\"features\":[],\"type\":\"pmem\"}\n");
+    assert!(output.stderr.is_empty());
+}
+
+#[test]
+fn size_creates_then_grows_and_says_so() {
+    let place = Place::new();
+    let file = place.path("file");
+    for (size, said) in [("1M", "created, sparse"), ("4M", "grown, sparse"), ("4M", "")] {
+        let args = ["--file".as_ref(), file.as_os_str(), "--size".as_ref(), size.as_ref()];
+        let (status, log) = Daemon::start(DAEMON, args).unwrap().terminate().unwrap();
+        assert!(status.success());
+        assert!(log.contains(said), "{log}");
+        assert_eq!(said.is_empty(), !log.contains("sparse"), "{log}");
+    }
+    assert_eq!(fs::metadata(&file).unwrap().len(), 4 << 20);
+}
+
+#[test]
+fn signal_ends_it_with_success_and_takes_the_socket_away() {
+    for signal in [Signal::TERM, Signal::INT] {
+        let place = Place::new();
+        let mut child = place
+            .command("--socket-path @/socket --file @/file --size 1M")
+            .stderr(Stdio::piped())
+            .spawn()
+            .unwrap();
+        let mut log = BufReader::new(child.stderr.take().unwrap()).lines().map(Result::unwrap);
+        assert!(log.any(|line| line.contains("waiting for a frontend")));
+        assert!(place.path("socket").exists());
+        rustix::process::kill_process(rustix::process::Pid::from_child(&child), signal).unwrap();
+        assert!(child.wait().unwrap().success());
+        assert!(!place.path("socket").exists());
+    }
+}
+
+#[test]
+fn inherited_listening_socket_is_served() {
+    let place = Place::new();
+    let listener = UnixListener::bind(place.path("socket")).unwrap();
+    fcntl_setfd(&listener, FdFlags::empty()).unwrap();
+    let fd = listener.as_raw_fd();
+    let mut child = place
+        .command(&format!("--fd {fd} --file @/file --size 1M --log-level off"))
+        .spawn()
+        .unwrap();
+    drop(listener);
+    for _ in 0..2 {
+        let mut stream = UnixStream::connect(place.path("socket")).unwrap();
+        assert_speaks_vhost_user(&mut stream);
+    }
+    rustix::process::kill_process(rustix::process::Pid::from_child(&child), Signal::TERM).unwrap();
+    assert!(child.wait().unwrap().success());
+    assert!(place.path("socket").exists(), "the socket's path belongs to whoever made it");
+}
+
+/// Asks for the features, and gets them.
+fn assert_speaks_vhost_user(stream: &mut UnixStream) {
+    const GET_FEATURES: [u8; 12] = [1, 0, 0, 0, 1, 0, 0, 0, 0, 0, 0, 0];
+    stream.set_read_timeout(Some(Duration::from_secs(20))).unwrap();
+    stream.write_all(&GET_FEATURES).unwrap();
+    let mut reply = [0; 20];
+    stream.read_exact(&mut reply).unwrap();
+    assert_eq!(reply[..12], [1, 0, 0, 0, 1 | 4, 0, 0, 0, 8, 0, 0, 0]);
+}

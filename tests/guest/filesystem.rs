@@ -1,0 +1,28 @@
+// SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
+
+//! The filesystems that guests mount with DAX.
+
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Filesystem {
+    Ext4,
+    Xfs,
+}
+
+impl Filesystem {
+    /// A script for a guest, with `mkfs`, `mount_dax` and `fsck` as commands that take a device,
+    /// and end it where they fail.
+    pub(crate) fn script(self, body: &str) -> String {
+        let (mkfs, fsck) = match self {
+            // DAX wants blocks as large as pages; a small device would get smaller ones.
+            Self::Ext4 => ("mkfs.ext4 -qF -b 4096", "e2fsck -fn"),
+            Self::Xfs => ("mkfs.xfs -qf", "xfs_repair -n"),
+        };
+        format!(
+            "set -eu
+            mkfs() {{ {mkfs} $1; }}
+            fsck() {{ {fsck} $1; }}
+            mount_dax() {{ mount -o dax=always $1 ${{2:-/mnt}}; }}
+            {body}"
+        )
+    }
+}

@@ -1,0 +1,68 @@
+// SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
+
+//! More than one device, and devices of more than one file.
+
+use guest_harness::{Daemon, Lab};
+
+use crate::filesystem::Filesystem;
+use crate::{DAEMON, guest, on_ext4_and_xfs, pages_of, serve};
+
+on_ext4_and_xfs! {
+    two_devices_in_one_guest_stay_apart
+    files_joined_by_a_linear_table_are_one_device
+}
+
+fn two_devices_in_one_guest_stay_apart(filesystem: Filesystem) {
+    let lab = Lab::open().unwrap();
+    let dir = tempfile::tempdir().unwrap();
+    let files = ["a", "b"].map(|name| dir.path().join(name));
+    let daemons = files.each_ref().map(|file| serve(file));
+    let script = filesystem.script(
+        "mkdir /mnt/a /mnt/b
+        for device in 0 1; do mkfs /dev/pmem$device; done
+        mount_dax /dev/pmem0 /mnt/a
+        mount_dax /dev/pmem1 /mnt/b
+        xfs_io -fc 'pwrite -q -S 0xa7 0 256k' -c fsync /mnt/a/file
+        xfs_io -fc 'pwrite -q -S 0xb3 0 128k' -c fsync /mnt/b/file
+        umount /mnt/a /mnt/b
+        for device in 0 1; do fsck /dev/pmem$device; done",
+    );
+    let vm = guest(&lab, filesystem, &daemons.each_ref()).script(&script).boot().unwrap();
+    vm.wait().unwrap().expect_success().unwrap();
+    // Which device is pmem0 is the guest's own affair.
+    let mut found = files.each_ref().map(|file| (pages_of(0xa7, file), pages_of(0xb3, file)));
+    found.sort_unstable();
+    assert_eq!(found, [(0, 32), (64, 0)]);
+}
+
+fn files_joined_by_a_linear_table_are_one_device(filesystem: Filesystem) {
+    const PIECE: u64 = 128 << 20;
+    let lab = Lab::open().unwrap();
+    let dir = tempfile::tempdir().unwrap();
+    let pieces = [0u64, 1, 2, 3].map(|index| dir.path().join(format!("piece {index}")));
+    let mut text = "# start length target path start\n".to_owned();
+    for (index, piece) in (0..).zip(&pieces) {
+        std::fs::File::create(piece).unwrap().set_len(PIECE).unwrap();
+        let path = piece.to_str().unwrap().replace(' ', "\\ ");
+        text += &format!("{} {} linear {path} 0\n", index * PIECE / 512, PIECE / 512);
+    }
+    let table = dir.path().join("table");
+    std::fs::write(&table, text).unwrap();
+    let daemon = Daemon::start(DAEMON, ["--table".as_ref(), table.as_os_str()]).unwrap();
+
+    let script = filesystem.script(
+        "mkfs /dev/pmem0
+        mount_dax /dev/pmem0
+        for id in 1 2 3 4; do xfs_io -fc 'pwrite -q -S 0xa7 0 80m' -c fsync /mnt/$id; done
+        umount /mnt
+        fsck /dev/pmem0
+        mount_dax /dev/pmem0
+        head -c 80m /dev/zero | tr '\\0' '\\247' > expected
+        for id in 1 2 3 4; do cmp /mnt/$id expected; done",
+    );
+    let vm = guest(&lab, filesystem, &[&daemon]).script(&script).boot().unwrap();
+    vm.wait().unwrap().expect_success().unwrap();
+    let pages = pieces.each_ref().map(|piece| pages_of(0xa7, piece));
+    assert_eq!(pages.iter().sum::<usize>(), 4 * 80 * 256);
+    assert!(pages.iter().all(|&pages| pages > 0), "{pages:?}");
+}

@@ -1,0 +1,61 @@
+// SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
+
+//! Real guests, under a stock QEMU, on memory that the daemon serves.
+
+mod filesystem;
+mod layout;
+mod persistence;
+mod refusal;
+
+use std::ffi::OsString;
+use std::fs::File;
+use std::io::Read;
+use std::path::Path;
+
+use guest_harness::{Daemon, Lab, VmBuilder};
+
+use crate::filesystem::Filesystem;
+
+const DAEMON: &str = env!("CARGO_BIN_EXE_vhost-pmemd");
+
+/// The daemon, serving a file that it creates where there is none.
+fn serve(file: &Path) -> Daemon {
+    let args: [OsString; 4] = ["--file".into(), file.into(), "--size".into(), "512M".into()];
+    Daemon::start(DAEMON, args).unwrap()
+}
+
+/// A guest on the daemons' devices: `/dev/pmem0` and so on.
+fn guest<'lab>(lab: &'lab Lab, filesystem: Filesystem, daemons: &[&Daemon]) -> VmBuilder<'lab> {
+    let mut vm = lab.vm();
+    if filesystem == Filesystem::Xfs {
+        vm = vm.module("xfs");
+    }
+    daemons.iter().fold(vm, |vm, daemon| vm.vhost_user_pmem(daemon.socket()))
+}
+
+/// How many pages of `file` hold nothing but `byte`.
+fn pages_of(byte: u8, file: &Path) -> usize {
+    let mut file = File::open(file).unwrap();
+    let mut chunk = vec![0; 1 << 20];
+    let mut count = 0;
+    loop {
+        let len = file.read(&mut chunk).unwrap();
+        if len == 0 {
+            return count;
+        }
+        count += chunk[..len].chunks(4096).filter(|page| page.iter().all(|at| *at == byte)).count();
+    }
+}
+
+/// Runs each of the functions as a test on ext4 and on XFS.
+macro_rules! on_ext4_and_xfs {
+    ($($name:ident)*) => {
+        mod ext4 {
+            $(#[test] fn $name() { super::$name(crate::Filesystem::Ext4); })*
+        }
+        mod xfs {
+            $(#[test] fn $name() { super::$name(crate::Filesystem::Xfs); })*
+        }
+    };
+}
+use on_ext4_and_xfs;
