@@ -87,4 +87,5 @@ pub use kernel::Kernel;
 pub use lab::Lab;
 pub use outcome::Outcome;
 pub use qemu::{Qemu, Version};
+pub use store::target_dir;
 pub use vm::Vm;

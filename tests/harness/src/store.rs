@@ -27,7 +27,7 @@ pub(crate) struct Store {
 impl Store {
     /// Locks the cache, waiting for whoever holds it.
     pub(crate) fn lock() -> Result<Self> {
-        let root = root();
+        let root = target_dir().join("guest");
         fs::create_dir_all(&root)
             .with_context(|| format!("cannot make the cache {}", root.display()))?;
         let root = root.canonicalize()?;
@@ -99,11 +99,10 @@ fn lock_file(lock: &File) -> rustix::io::Result<()> {
     flock(lock, FlockOperation::LockExclusive)
 }
 
-fn root() -> PathBuf {
-    let target = std::env::var_os("CARGO_TARGET_DIR").map_or_else(
-        || Path::new(env!("CARGO_MANIFEST_DIR")).join("../../target"),
-        // Cargo takes a relative one from the directory it was called in; tests run elsewhere.
-        |dir| Path::new(env!("CARGO_MANIFEST_DIR")).join("../..").join(dir),
-    );
-    target.join("guest")
+/// Cargo's target directory of this workspace.
+#[must_use]
+pub fn target_dir() -> PathBuf {
+    let workspace = Path::new(env!("CARGO_MANIFEST_DIR")).join("../..");
+    // Cargo takes a relative one from the directory it was called in; tests run elsewhere.
+    workspace.join(std::env::var_os("CARGO_TARGET_DIR").unwrap_or_else(|| "target".into()))
 }
