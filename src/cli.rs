@@ -39,7 +39,8 @@ pub(crate) struct EndpointArgs {
     #[arg(long, value_name = "PATH")]
     pub(crate) socket_path: Option<PathBuf>,
 
-    /// Listen on this inherited file descriptor, a listening Unix socket
+    /// Use this inherited file descriptor: a Unix socket that listens, or one that is connected to a
+    /// frontend, in which case the daemon ends with it
     #[arg(long, value_name = "FDNUM")]
     pub(crate) fd: Option<RawFd>,
 }

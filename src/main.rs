@@ -5,6 +5,7 @@
 mod backing;
 mod capabilities;
 mod cli;
+mod relay;
 mod shutdown;
 mod size;
 mod socket;
@@ -54,5 +55,8 @@ fn run(cli: &Cli) -> anyhow::Result<()> {
     info!(%size, extents = device.extents(), socket = %endpoint, "waiting for a frontend");
     loop {
         device.serve_next(endpoint.listener()?)?;
+        if endpoint.is_single() {
+            return Ok(());
+        }
     }
 }

@@ -15,10 +15,13 @@ use rustix::fs::FlockOperation;
 use tracing::info;
 
 use crate::cli::EndpointArgs;
+use crate::relay;
 
-/// A listening socket.
+/// Where frontends come from.
 pub(crate) struct Endpoint {
     listener: UnixListener,
+    /// Whether there will be but one: the socket was inherited connected.
+    single: bool,
     /// The path that was bound, and the inode that makes it ours.
     bound: Option<(PathBuf, u64)>,
 }
@@ -32,6 +35,11 @@ impl Endpoint {
             (None, Some(fd)) => inherit(fd).with_context(|| format!("cannot use --fd {fd}")),
             (None, None) => Err(anyhow!("no socket: give --socket-path or --fd")),
         }
+    }
+
+    /// Whether the first frontend is also the last.
+    pub(crate) fn is_single(&self) -> bool {
+        self.single
     }
 
     pub(crate) fn listener(&self) -> io::Result<UnixListener> {
@@ -93,7 +101,7 @@ fn bind(path: &Path) -> anyhow::Result<Endpoint> {
         bound => bound?,
     };
     let inode = fs::symlink_metadata(path)?.ino();
-    Ok(Endpoint { listener, bound: Some((path.to_owned(), inode)) })
+    Ok(Endpoint { listener, single: false, bound: Some((path.to_owned(), inode)) })
 }
 
 #[allow(unsafe_code, reason = "an inherited fd is a number until someone says it is owned")]
@@ -108,9 +116,10 @@ fn inherit(fd: RawFd) -> anyhow::Result<Endpoint> {
     // and whoever started this process handed it over by naming it; this runs once, before
     // anything else in the process opens an fd that could have its number.
     let fd = unsafe { OwnedFd::from_raw_fd(fd) };
-    match rustix::net::sockopt::socket_acceptconn(&fd) {
-        Ok(true) => Ok(Endpoint { listener: fd.into(), bound: None }),
-        Ok(false) => bail!("the socket isn't a listening one"),
+    let (listener, single) = match rustix::net::sockopt::socket_acceptconn(&fd) {
+        Ok(true) => (fd.into(), false),
+        Ok(false) => (relay::listen(fd.into())?, true),
         Err(_) => bail!("not a socket"),
-    }
+    };
+    Ok(Endpoint { listener, single, bound: None })
 }

@@ -380,6 +380,23 @@ fn inherited_listening_socket_is_served() {
     assert!(place.path("socket").exists(), "the socket's path belongs to whoever made it");
 }
 
+#[test]
+fn inherited_connected_socket_is_served_until_it_is_closed() {
+    let place = Place::new();
+    let (mut ours, theirs) = UnixStream::pair().unwrap();
+    fcntl_setfd(&theirs, FdFlags::empty()).unwrap();
+    let fd = theirs.as_raw_fd();
+    let mut child = place
+        .command(&format!("--fd {fd} --file @/file --size 1M --log-level off"))
+        .spawn()
+        .unwrap();
+    drop(theirs);
+    assert_speaks_vhost_user(&mut ours);
+    assert_speaks_vhost_user(&mut ours);
+    drop(ours);
+    assert!(child.wait().unwrap().success());
+}
+
 /// Asks for the features, and gets them.
 fn assert_speaks_vhost_user(stream: &mut UnixStream) {
     const GET_FEATURES: [u8; 12] = [1, 0, 0, 0, 1, 0, 0, 0, 0, 0, 0, 0];

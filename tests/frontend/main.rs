@@ -5,8 +5,8 @@
 
 mod activation;
 mod driver;
-mod footprint;
 mod handshake;
+mod process;
 mod requests;
 mod server;
 mod store;

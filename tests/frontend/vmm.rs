@@ -5,6 +5,7 @@
 use std::fs::File;
 use std::io;
 use std::os::fd::{AsRawFd, BorrowedFd, OwnedFd};
+use std::os::unix::net::UnixStream;
 use std::path::Path;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
@@ -188,7 +189,12 @@ pub(crate) struct Vmm {
 impl Vmm {
     /// Connects and negotiates; the guest's driver hasn't started yet.
     pub(crate) fn connect(socket: &Path, abilities: Abilities) -> Self {
-        let mut frontend = Frontend::connect(socket, 1).unwrap();
+        Self::over(UnixStream::connect(socket).unwrap(), abilities)
+    }
+
+    /// Negotiates on a connection.
+    pub(crate) fn over(stream: UnixStream, abilities: Abilities) -> Self {
+        let mut frontend = Frontend::from_stream(stream, 1);
         frontend.set_owner().unwrap();
         frontend.get_features().unwrap();
         // As QEMU does it: protocol features first, then ask for the features again.

@@ -1,10 +1,14 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
 
-//! What the daemon costs its host.
+//! The daemon as a process: what it costs its host, and what it inherits.
 
 use std::fs;
+use std::os::fd::AsRawFd;
+use std::os::unix::net::UnixStream;
+use std::process::Command;
 
 use guest_harness::Daemon;
+use rustix::io::{FdFlags, fcntl_setfd};
 
 use crate::vmm::{Abilities, Vmm};
 
@@ -32,6 +36,30 @@ fn rss_is_small_and_the_same_for_any_region_size() {
     let large = rss_serving("1T");
     assert!(small.max(large) < 8 * 1024, "{small} and {large} KiB");
     assert!(small.abs_diff(large) * 20 <= small.min(large), "{small} and {large} KiB");
+}
+
+#[test]
+fn inherited_connection_serves_as_well_as_one_of_its_own() {
+    let dir = tempfile::tempdir().unwrap();
+    let file = dir.path().join("pmem");
+    let (ours, theirs) = UnixStream::pair().unwrap();
+    fcntl_setfd(&theirs, FdFlags::empty()).unwrap();
+    let mut daemon = Command::new(DAEMON)
+        .args(["--log-level", "off", "--size", "1M", "--file"])
+        .arg(&file)
+        .args(["--fd", &theirs.as_raw_fd().to_string()])
+        .spawn()
+        .unwrap();
+    drop(theirs);
+    // Memory, eventfds and the channel for maps all come as fds through the relay.
+    let mut vmm = Vmm::over(ours, Abilities::default());
+    vmm.activate();
+    assert_eq!(vmm.driver.flush(), 0);
+    vmm.store(4096, b"x");
+    assert_eq!(vmm.driver.flush(), 0);
+    assert_eq!(fs::read(&file).unwrap()[4096], b'x');
+    drop(vmm);
+    assert!(daemon.wait().unwrap().success());
 }
 
 #[test]
