@@ -170,8 +170,8 @@ fn mirror() -> Result<String> {
     if let Ok(mirror) = std::env::var(MIRROR_VARIABLE) {
         return Ok(mirror);
     }
-    let uris =
-        run::text(Command::new("apt-get").args(["indextargets", "--format", "$(REPO_URI)"]))?;
+    // Unlike `indextargets`, this knows the sources also before any update.
+    let uris = run::text(Command::new("apt-get").args(["update", "--print-uris"]))?;
     match debian_mirror(&uris) {
         Some(mirror) => Ok(mirror.to_owned()),
         None => bail!(
@@ -180,9 +180,12 @@ fn mirror() -> Result<String> {
     }
 }
 
-/// The first of these addresses, one a line, that is of Debian's main archive.
+/// The first archive among these files of archives, one a quoted URI a line, that is Debian's main
+/// one; `debian.list` is the mirror list of Debian's cloud images.
 fn debian_mirror(uris: &str) -> Option<&str> {
-    uris.lines().find(|uri| uri.trim_end_matches('/').ends_with("/debian"))
+    uris.lines()
+        .filter_map(|line| Some(line.strip_prefix('\'')?.split_once("/dists/")?.0))
+        .find(|archive| archive.ends_with("/debian") || archive.ends_with("/debian.list"))
 }
 
 fn first_dependency(listing: &str) -> Option<String> {
@@ -196,10 +199,13 @@ mod tests {
 
     #[test]
     fn mirror_among_other_archives_is_found() {
-        let uris = "http://a.example/debian-security/\nhttp://a.example/x/debian/\n";
-        assert_eq!(debian_mirror(uris), Some("http://a.example/x/debian/"));
-        assert_eq!(debian_mirror("http://b.example/debian\n"), Some("http://b.example/debian"));
-        assert_eq!(debian_mirror("http://a.example/ubuntu/\n"), None);
+        let security = "'http://a.example/debian-security/dists/t/InRelease' a 0";
+        let main = "'http://a.example/x/debian/dists/t/InRelease' a 0";
+        let cloud = "'mirror+file:/etc/apt/mirrors/debian.list/dists/t/InRelease' a 0";
+        let found = |lines: &[&str]| debian_mirror(&lines.join("\n")).map(str::to_owned);
+        assert_eq!(found(&[security, main]).unwrap(), "http://a.example/x/debian");
+        assert_eq!(found(&[cloud]).unwrap(), "mirror+file:/etc/apt/mirrors/debian.list");
+        assert_eq!(found(&[security]), None);
     }
 
     #[test]
