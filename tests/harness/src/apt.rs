@@ -64,7 +64,7 @@ impl Apt {
     /// Downloads `packages` and all they depend on.
     pub(crate) fn fetch_closure(&self, packages: &[&str]) -> Result<Vec<PathBuf>> {
         let _step =
-            Step::spinner(&format!("downloading {} and what they need", packages.join(", ")));
+            Step::spinner(&format!("downloading {} with dependencies", packages.join(", ")));
         self.clear_archives()?;
         self.get(["--download-only", "install"].iter().chain(packages))?;
         self.archives()
