@@ -2,9 +2,9 @@
 
 //! A regular file as a store.
 
-use std::fs::File;
+use std::fs::{File, OpenOptions};
 use std::io;
-use std::os::fd::{AsFd, BorrowedFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
 use std::path::Path;
 
 use rustix::fs::{FlockOperation, Mode, OFlags};
@@ -80,7 +80,11 @@ pub enum Sizing {
 #[derive(Debug)]
 pub struct FileStore {
     name: String,
+    /// Locked, and synced.
     file: File,
+    /// The same file, opened a second time, for others to map. Through `file` they could give up
+    /// the lock, or take note of a failed sync in our place: both belong to the open file.
+    mapped: File,
     nr_pages: NrPages,
     access: Access,
 }
@@ -123,7 +127,12 @@ impl FileStore {
     fn try_new(path: &Path, file: File, bytes: u64, access: Access) -> Result<Self, InvalidStore> {
         let nr_pages = NrPages::try_from_bytes(bytes).map_err(InvalidStore::Size)?;
         let name = path.display().to_string();
-        Ok(Self { name, file, nr_pages, access })
+        let mapped = OpenOptions::new()
+            .read(true)
+            .write(access == Access::ReadWrite)
+            .open(format!("/proc/self/fd/{}", file.as_raw_fd()))
+            .map_err(InvalidStore::io("open it a second time, through /proc"))?;
+        Ok(Self { name, file, mapped, nr_pages, access })
     }
 }
 
@@ -141,7 +150,7 @@ impl Store for FileStore {
     }
 
     fn fd(&self) -> BorrowedFd<'_> {
-        self.file.as_fd()
+        self.mapped.as_fd()
     }
 
     fn persist(&self) -> io::Result<()> {
@@ -272,5 +281,15 @@ mod tests {
         let _first = FileStore::open(&path, Access::ReadOnly).unwrap();
         FileStore::open(&path, Access::ReadOnly).unwrap();
         FileStore::open(&path, Access::ReadWrite).unwrap_err();
+    }
+
+    #[test]
+    fn lock_survives_whatever_is_done_to_the_mapped_fd() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("file");
+        let (store, _) = FileStore::open_sized(&path, pages(1)).unwrap();
+        rustix::fs::flock(store.fd(), FlockOperation::Unlock).unwrap();
+        let error = FileStore::open(&path, Access::ReadWrite).unwrap_err();
+        assert!(matches!(error, InvalidStore::Locked(_)), "{error:?}");
     }
 }

@@ -33,8 +33,8 @@ pub trait Store: fmt::Debug + Send + Sync {
     fn nr_pages(&self) -> NrPages;
     /// What its pages may be used for.
     fn access(&self) -> Access;
-    /// The open file. A read-only store's is opened read-only, so that whoever is handed it can't
-    /// write.
+    /// The open file, for others to map: what they do to it doesn't reach the store itself. A
+    /// read-only store's is opened read-only, so that whoever is handed it can't write.
     fn fd(&self) -> BorrowedFd<'_>;
     /// Makes every write to the store durable, through whichever mapping it was done.
     ///
