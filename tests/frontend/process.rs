@@ -1,25 +1,34 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
 
-//! The daemon as a process: what it costs its host, and what it inherits.
+//! The daemon as a process: what it costs its host, what it inherits, and what it says.
 
 use std::fs;
 use std::os::fd::AsRawFd;
 use std::os::unix::net::UnixStream;
+use std::path::PathBuf;
 use std::process::Command;
+use std::sync::atomic::Ordering;
 
 use guest_harness::Daemon;
 use rustix::io::{FdFlags, fcntl_setfd};
+use tempfile::TempDir;
 
+use crate::driver::{BUFFERS, WRITE};
 use crate::vmm::{Abilities, Vmm};
 
 const DAEMON: &str = env!("CARGO_BIN_EXE_vhost-pmemd");
 
+/// The daemon, serving a new file of `size`.
+fn serve(dir: &TempDir, size: &str) -> (Daemon, PathBuf) {
+    let file = dir.path().join("pmem");
+    let args = ["--file".as_ref(), file.as_os_str(), "--size".as_ref(), size.as_ref()];
+    (Daemon::start(DAEMON, args).unwrap(), file)
+}
+
 /// The daemon's RSS in KiB with a frontend that has mapped and flushed a region of `size`.
 fn rss_serving(size: &str) -> u64 {
     let dir = tempfile::tempdir().unwrap();
-    let file = dir.path().join("pmem");
-    let args = ["--file".as_ref(), file.as_os_str(), "--size".as_ref(), size.as_ref()];
-    let daemon = Daemon::start(DAEMON, args).unwrap();
+    let (daemon, file) = serve(&dir, size);
     let mut vmm = Vmm::start(daemon.socket(), Abilities::default());
     assert_eq!(vmm.driver.flush(), 0);
     let bytes = fs::metadata(&file).unwrap().len();
@@ -65,9 +74,7 @@ fn inherited_connection_serves_as_well_as_one_of_its_own() {
 #[test]
 fn connections_leave_no_fd_and_no_thread() {
     let dir = tempfile::tempdir().unwrap();
-    let file = dir.path().join("pmem");
-    let args = ["--file".as_ref(), file.as_os_str(), "--size".as_ref(), "1M".as_ref()];
-    let daemon = Daemon::start(DAEMON, args).unwrap();
+    let (daemon, _) = serve(&dir, "1M");
     let count =
         |what: &str| fs::read_dir(format!("/proc/{}/{what}", daemon.pid())).unwrap().count();
     let mut after_first = None;
@@ -77,4 +84,55 @@ fn connections_leave_no_fd_and_no_thread() {
         let now = (count("fd"), count("task"));
         assert_eq!(*after_first.get_or_insert(now), now);
     }
+}
+
+#[test]
+fn refusals_are_logged_once_with_the_mend() {
+    let dir = tempfile::tempdir().unwrap();
+    let (daemon, _) = serve(&dir, "1M");
+    let refused = [
+        (Abilities { shmem: false, ..Abilities::default() }, "SHMEM; use QEMU 11.1 or later"),
+        (
+            Abilities { shmem_region: false, ..Abilities::default() },
+            "use a guest kernel of Linux 6.8",
+        ),
+    ];
+    for (abilities, mend) in refused {
+        let mut vmm = Vmm::start(daemon.socket(), abilities);
+        for _ in 0..3 {
+            assert_eq!(vmm.driver.flush(), -1);
+            vmm.reset();
+            vmm.activate();
+        }
+        drop(vmm);
+        daemon.wait_for_log("frontend left").unwrap();
+        assert_eq!(daemon.log().matches(mend).count(), 1, "{}", daemon.log());
+    }
+
+    let mut vmm = Vmm::connect(daemon.socket(), Abilities::default());
+    vmm.mapper.refuse.store(true, Ordering::SeqCst);
+    vmm.activate();
+    assert_eq!(vmm.driver.flush(), -1);
+    let line = daemon.wait_for_log("every flush of this guest fails").unwrap();
+    assert!(line.contains("refused to map 1048576 bytes of"), "{line}");
+}
+
+#[test]
+fn guest_that_floods_fills_no_log() {
+    let dir = tempfile::tempdir().unwrap();
+    let (daemon, _) = serve(&dir, "1M");
+    let mut vmm = Vmm::start(daemon.socket(), Abilities::default());
+    for _ in 0..5000 {
+        vmm.driver.add(&[(BUFFERS, 4, WRITE, 0)]);
+        vmm.driver.publish();
+        assert_eq!(vmm.driver.answer().1, 4);
+    }
+    for _ in 0..200 {
+        vmm.reset();
+        vmm.activate();
+        assert_eq!(vmm.driver.flush(), 0);
+    }
+    drop(vmm);
+    daemon.wait_for_log("frontend left").unwrap();
+    assert!(daemon.log().lines().count() < 40, "{}", daemon.log());
 }

@@ -2,6 +2,8 @@
 
 //! Requests, good and bad, and what a flush promises.
 
+use std::sync::atomic::{AtomicBool, Ordering};
+
 use crate::driver::{BUFFERS, Descriptor, NEXT, QUEUE_SIZE, RAM, RAM_SIZE, WRITE};
 use crate::server::Server;
 use crate::vmm::{Abilities, Vmm};
@@ -146,6 +148,33 @@ fn queue_stop_waits_for_the_batch_that_was_taken() {
     assert_eq!(stopped, 1);
     assert_eq!(vmm.driver.answers(), 1);
     assert_eq!(vmm.driver.status(0), 0);
+}
+
+#[test]
+fn quiesce_waits_for_the_batch_that_was_taken_and_lets_no_other_start() {
+    let (server, control) = Server::controlled(SIZE);
+    let mut vmm = Vmm::start(&server.socket(), Abilities::default());
+    control.hold();
+    vmm.driver.add_flush(0);
+    vmm.driver.publish();
+    control.wait_for_syncs(1);
+    let released = AtomicBool::new(false);
+    std::thread::scope(|scope| {
+        scope.spawn(|| {
+            std::thread::sleep(std::time::Duration::from_millis(50));
+            released.store(true, Ordering::SeqCst);
+            control.release();
+        });
+        let guard = server.device.quiesce();
+        assert!(released.load(Ordering::SeqCst), "what was taken was not answered yet");
+        assert_eq!(vmm.driver.answer().1, 4);
+        vmm.driver.add_flush(1);
+        vmm.driver.publish();
+        std::thread::sleep(std::time::Duration::from_millis(50));
+        assert_eq!((vmm.driver.answers(), control.syncs()), (0, 1));
+        drop(guard);
+    });
+    assert_eq!(vmm.driver.answer().1, 4);
 }
 
 #[test]

@@ -16,12 +16,13 @@ use crate::store::{Control, ControlledStore};
 /// A device served in this process, for as long as the test runs.
 pub(crate) struct Server {
     dir: TempDir,
+    pub(crate) device: Arc<Device>,
 }
 
 impl Server {
     fn new(dir: TempDir, target: Arc<dyn Target>) -> Self {
         let device = Arc::new(Device::try_new(Region::try_new(target).unwrap()).unwrap());
-        let server = Self { dir };
+        let server = Self { dir, device: Arc::clone(&device) };
         let listener = UnixListener::bind(server.socket()).unwrap();
         thread::spawn(move || while device.serve_next(listener.try_clone().unwrap()).is_ok() {});
         server

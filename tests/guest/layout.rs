@@ -66,3 +66,36 @@ fn files_joined_by_a_linear_table_are_one_device(filesystem: Filesystem) {
     assert_eq!(pages.iter().sum::<usize>(), 4 * 80 * 256);
     assert!(pages.iter().all(|&pages| pages > 0), "{pages:?}");
 }
+
+#[test]
+fn region_of_64_extents_is_one_device() {
+    const PIECE: u64 = 8 << 20;
+    let lab = Lab::open().unwrap();
+    let dir = tempfile::tempdir().unwrap();
+    let (file, table) = (dir.path().join("pmem"), dir.path().join("table"));
+    std::fs::File::create(&file).unwrap().set_len(64 * PIECE).unwrap();
+    // One file back to front, so that no piece continues the one before.
+    let sectors = PIECE / 512;
+    let line = |index| {
+        format!(
+            "{} {sectors} linear {} {}\n",
+            index * sectors,
+            file.display(),
+            (63 - index) * sectors
+        )
+    };
+    std::fs::write(&table, (0..64).map(line).collect::<String>()).unwrap();
+    let daemon = Daemon::start(DAEMON, ["--table".as_ref(), table.as_os_str()]).unwrap();
+    assert!(daemon.log().contains("extents=64"), "{}", daemon.log());
+
+    let script = Filesystem::Ext4.script(
+        "mkfs /dev/pmem0
+        mount_dax /dev/pmem0
+        xfs_io -fc 'pwrite -q -S 0xa7 0 256m' -c fsync /mnt/file
+        umount /mnt
+        fsck /dev/pmem0",
+    );
+    let vm = guest(&lab, Filesystem::Ext4, &[&daemon]).script(&script).boot().unwrap();
+    vm.wait().unwrap().expect_success().unwrap();
+    assert_eq!(pages_of(0xa7, &file), 64 << 10);
+}

@@ -12,7 +12,7 @@ use std::io;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use tracing::{info, warn};
+use tracing::warn;
 use vhost::vhost_user::Backend;
 use vhost::vhost_user::message::{VhostUserProtocolFeatures, VhostUserShMemConfig};
 use vhost_user_backend::VhostUserBackend;
@@ -84,8 +84,7 @@ impl Connection {
         match self.mapping.ensure(self.device.region(), &frontend) {
             Mapping::Kept => true,
             Mapping::Made(took) => {
-                let extents = self.device.extents();
-                info!(extents, ?took, "guest activated the device; its pages are mapped");
+                self.device.log_activation(took);
                 true
             }
             Mapping::Refused(error) => {

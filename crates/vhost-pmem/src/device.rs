@@ -4,9 +4,10 @@
 
 use std::error::Error;
 use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
 
 use pfn_blk::Region;
-use tracing::{error, warn};
+use tracing::{error, info, warn};
 
 use crate::request::Request;
 use crate::spec::{RequestType, Status};
@@ -19,15 +20,22 @@ pub struct Device {
     extents: usize,
     /// Held by whoever has taken requests and not answered all of them yet.
     batch: Mutex<()>,
-    /// Limits what a guest can have logged.
-    throttle: Throttle,
+    /// Limits what a guest can have logged, of what went wrong and of what went well.
+    warnings: Throttle,
+    activations: Throttle,
 }
 
 impl Device {
     /// The device that shows `region` through a direct window.
     pub fn try_new(region: Region) -> Result<Self, InvalidWindow> {
         let extents = window::check(&region)?;
-        Ok(Self { region, extents, batch: Mutex::new(()), throttle: Throttle::new() })
+        Ok(Self {
+            region,
+            extents,
+            batch: Mutex::new(()),
+            warnings: Throttle::new(),
+            activations: Throttle::new(),
+        })
     }
 
     /// What it shows.
@@ -45,9 +53,17 @@ impl Device {
         self.batch.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
+    /// Logs that a guest's mapping was made.
+    pub(crate) fn log_activation(&self, took: Duration) {
+        if let Some(suppressed) = self.activations.admit() {
+            let extents = self.extents;
+            info!(extents, ?took, suppressed, "guest activated the device; its pages are mapped");
+        }
+    }
+
     /// Logs an event that a guest can cause as often as it likes.
     pub(crate) fn warn_throttled(&self, event: &'static str, cause: &(dyn Error + 'static)) {
-        if let Some(suppressed) = self.throttle.admit() {
+        if let Some(suppressed) = self.warnings.admit() {
             warn!(suppressed, cause, "{event}");
         }
     }

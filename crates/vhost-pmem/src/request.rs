@@ -129,33 +129,31 @@ impl Le32 {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use virtio_queue::desc::RawDescriptor;
-    use virtio_queue::mock::MockSplitQueue;
     use virtio_queue::{Queue, QueueOwnedT, QueueT};
     use vm_memory::GuestMemoryMmap;
 
     /// VIRTQ_DESC_F_NEXT and VIRTQ_DESC_F_WRITE (virtio 2.7.5).
     const NEXT: u16 = 1;
     const WRITE: u16 = 2;
+    const DESC: u64 = 0x1000;
+    const AVAIL: u64 = 0x2000;
     /// Where memory ends.
     const MEMORY: u64 = 0x1_0000;
 
     /// A chain of `(address, length, flags, next)`; memory from 0x4000 on is zero.
     fn parse(descriptors: &[(u64, u32, u16, u16)]) -> (Request, GuestMemoryMmap) {
         let memory = GuestMemoryMmap::<()>::from_ranges(&[(GuestAddress(0), 0x1_0000)]).unwrap();
-        let request = {
-            let mock = MockSplitQueue::new(&memory, 8);
-            for (index, &(address, len, flags, next)) in (0..).zip(descriptors) {
-                let raw = RawDescriptor::from(Descriptor::new(address, len, flags, next));
-                mock.desc_table().store(index, raw).unwrap();
-            }
-            mock.avail().ring().ref_at(0).unwrap().store(0u16.to_le());
-            mock.avail().idx().store(1u16.to_le());
-            let mut queue: Queue = mock.create_queue().unwrap();
-            queue.set_ready(true);
-            let chain = queue.iter(&memory).unwrap().next().unwrap();
-            Request::parse(chain)
-        };
+        for (index, &(address, len, flags, next)) in (0..).zip(descriptors) {
+            let descriptor = Descriptor::new(address, len, flags, next);
+            memory.write_obj(descriptor, GuestAddress(DESC + 16 * index)).unwrap();
+        }
+        // The available ring: flags, idx, and the chain's head, which is 0.
+        memory.write_slice(&[0, 0, 1, 0, 0, 0], GuestAddress(AVAIL)).unwrap();
+        let mut queue = Queue::new(8).unwrap();
+        queue.try_set_desc_table_address(GuestAddress(DESC)).unwrap();
+        queue.try_set_avail_ring_address(GuestAddress(AVAIL)).unwrap();
+        queue.set_ready(true);
+        let request = Request::parse(queue.iter(&memory).unwrap().next().unwrap());
         (request, memory)
     }
 
