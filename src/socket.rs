@@ -76,32 +76,35 @@ impl fmt::Display for Endpoint {
 }
 
 fn bind(path: &Path) -> anyhow::Result<Endpoint> {
-    let directory = match path.parent() {
-        Some(parent) if !parent.as_os_str().is_empty() => parent,
-        _ => Path::new("."),
-    };
-    // Two daemons that find the same stale socket must not unlink each other's new one.
-    let directory = File::open(directory).context("cannot open its directory")?;
-    rustix::fs::flock(&directory, FlockOperation::LockExclusive)?;
     let listener = match UnixListener::bind(path) {
-        Err(error) if error.kind() == io::ErrorKind::AddrInUse => {
-            if !fs::symlink_metadata(path)?.file_type().is_socket() {
-                bail!("there is a file of that name, and it isn't a socket");
-            }
-            match UnixStream::connect(path) {
-                Ok(_) => bail!("another process listens there"),
-                Err(error) if error.kind() == io::ErrorKind::ConnectionRefused => {
-                    fs::remove_file(path)?;
-                    info!(path = %path.display(), "replaced the socket that a dead process left behind");
-                    UnixListener::bind(path)?
-                }
-                Err(error) => return Err(error.into()),
-            }
-        }
+        Err(error) if error.kind() == io::ErrorKind::AddrInUse => replace_stale(path)?,
         bound => bound?,
     };
     let inode = fs::symlink_metadata(path)?.ino();
     Ok(Endpoint { listener, single: false, bound: Some((path.to_owned(), inode)) })
+}
+
+/// Binds a path that exists, if it is a socket that nobody listens on any more.
+fn replace_stale(path: &Path) -> anyhow::Result<UnixListener> {
+    if !fs::symlink_metadata(path)?.file_type().is_socket() {
+        bail!("there is a file of that name, and it isn't a socket");
+    }
+    // Two daemons that find the same stale socket must not unlink each other's new one.
+    let directory = match path.parent() {
+        Some(parent) if !parent.as_os_str().is_empty() => parent,
+        _ => Path::new("."),
+    };
+    let directory = File::open(directory).context("cannot open its directory")?;
+    rustix::fs::flock(&directory, FlockOperation::LockExclusive)?;
+    match UnixStream::connect(path) {
+        Ok(_) => bail!("another process listens there"),
+        Err(error) if error.kind() == io::ErrorKind::ConnectionRefused => {
+            fs::remove_file(path)?;
+            info!(path = %path.display(), "replaced the socket that a dead process left behind");
+            Ok(UnixListener::bind(path)?)
+        }
+        Err(error) => Err(error.into()),
+    }
 }
 
 #[allow(unsafe_code, reason = "an inherited fd is a number until someone says it is owned")]
