@@ -10,7 +10,7 @@ use pfn_blk::{
     Access, FileStore, InvalidPages, InvalidStore, NrPages, Region, Sizing, StoreSet, table,
 };
 use tracing::info;
-use vhost_pmem::InvalidWindow;
+use vhost_pmem::{InvalidWindow, check_size};
 
 use crate::cli::BackingArgs;
 use crate::size::ByteSize;
@@ -46,6 +46,8 @@ fn open_file(path: &Path, size: Option<ByteSize>) -> anyhow::Result<FileStore> {
         });
     };
     let pages = NrPages::try_from_bytes(size.0).with_context(|| format!("--size {}", size.0))?;
+    // Before the file is made or grown for nothing.
+    check_size(pages).map_err(|error| anyhow!("--size {}: {error}", size.0))?;
     let (store, sizing) =
         FileStore::open_sized(path, pages).with_context(|| format!("cannot serve {shown}"))?;
     match sizing {

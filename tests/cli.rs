@@ -167,6 +167,17 @@ fn size_of_broken_pages_is_refused() {
 }
 
 #[test]
+fn size_not_power_of_two_is_refused_before_the_file_is_touched() {
+    let place = Place::new();
+    place.refuses(
+        "--socket-path @/socket --file @/file --size 3M",
+        "--size 3145728: the region has 3145728 bytes, which is not a power of two, as a frontend \
+         needs; the next one is 4194304",
+    );
+    assert!(!place.path("file").exists());
+}
+
+#[test]
 fn file_served_by_another_process_is_refused() {
     let place = Place::new();
     let file = place.path("file");

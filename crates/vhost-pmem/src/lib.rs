@@ -46,4 +46,4 @@ mod window;
 
 pub use device::Device;
 pub use server::ServeError;
-pub use window::{EXTENTS_MAX, InvalidWindow};
+pub use window::{EXTENTS_MAX, InvalidWindow, check_size};

@@ -9,7 +9,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
-use pfn_blk::{Access, Extent, Pgoff, Region};
+use pfn_blk::{Access, Extent, NrPages, Pgoff, Region};
 use thiserror::Error;
 use vhost::vhost_user::message::{VhostUserMMap, VhostUserMMapFlags};
 use vhost::vhost_user::{Backend, VhostUserFrontendReqHandler};
@@ -46,12 +46,18 @@ pub enum InvalidWindow {
     Scattered,
 }
 
-/// Checks that `region` can be shown, and counts the mappings that takes.
-pub(crate) fn check(region: &Region) -> Result<usize, InvalidWindow> {
-    let bytes = region.nr_pages().bytes();
+/// Checks that a region of this size can be shown; for whoever is about to make one.
+pub fn check_size(size: NrPages) -> Result<(), InvalidWindow> {
+    let bytes = size.bytes();
     if !bytes.is_power_of_two() {
         return Err(InvalidWindow::NotPowerOfTwo { bytes, next: bytes.next_power_of_two() });
     }
+    Ok(())
+}
+
+/// Checks that `region` can be shown, and counts the mappings that takes.
+pub(crate) fn check(region: &Region) -> Result<usize, InvalidWindow> {
+    check_size(region.nr_pages())?;
     let mut count = 0;
     for (_, extent) in extents(region).take(EXTENTS_MAX + 1) {
         if extent.access() == Access::ReadOnly {
