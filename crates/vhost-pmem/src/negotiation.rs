@@ -25,9 +25,10 @@ pub(crate) const PROTOCOL_FEATURES: Protocol = Protocol::CONFIG
     .union(Protocol::REPLY_ACK)
     .union(Protocol::SHMEM);
 
-const FEATURES: u64 = 1 << VIRTIO_F_VERSION_1
-    | 1 << VIRTIO_RING_F_EVENT_IDX
-    | 1 << VIRTIO_RING_F_INDIRECT_DESC
+const VERSION_1: u64 = 1 << VIRTIO_F_VERSION_1;
+const FEATURES: u64 = VERSION_1
+    | (1 << VIRTIO_RING_F_EVENT_IDX)
+    | (1 << VIRTIO_RING_F_INDIRECT_DESC)
     | VhostUserVirtioFeatures::PROTOCOL_FEATURES.bits();
 
 /// Why a guest gets no pages.
@@ -77,7 +78,7 @@ impl Negotiation {
 
     /// Whether the driver has accepted its features, as it does before it uses the device.
     pub(crate) fn is_driver_up(&self) -> bool {
-        self.guest_features & 1 << VIRTIO_F_VERSION_1 != 0
+        self.guest_features & VERSION_1 != 0
     }
 
     /// The frontend to have the pages mapped by.
@@ -156,9 +157,9 @@ mod tests {
         let mut negotiation = Negotiation::default();
         assert_eq!(negotiation.mapper().err(), Some(Refusal::FrontendLacksShmem));
         negotiation.set_frontend(frontend(true).0);
-        negotiation.set_guest_features(1 << VIRTIO_F_VERSION_1);
+        negotiation.set_guest_features(VERSION_1);
         assert_eq!(negotiation.mapper().err(), Some(Refusal::GuestLacksShmemRegion));
-        negotiation.set_guest_features(1 << VIRTIO_F_VERSION_1 | VIRTIO_PMEM_F_SHMEM_REGION);
+        negotiation.set_guest_features(VERSION_1 | VIRTIO_PMEM_F_SHMEM_REGION);
         assert!(negotiation.mapper().is_ok());
     }
 }
