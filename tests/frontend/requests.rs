@@ -77,7 +77,7 @@ fn events_on_and_off_lose_no_kick_and_no_call() {
         let server = Server::files(&[SIZE]);
         let abilities = Abilities { event_idx, ..Abilities::default() };
         let mut vmm = Vmm::start(&server.socket(), abilities);
-        for _ in 0..2000 {
+        for _ in 0..5000 {
             assert_eq!(vmm.driver.flush(), 0);
         }
         // Several in flight, and more added while they are answered.
