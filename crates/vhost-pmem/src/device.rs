@@ -3,6 +3,7 @@
 //! The device: a region and who may flush it. Knows no vhost-user.
 
 use std::error::Error;
+use std::num::NonZeroU64;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
@@ -56,7 +57,7 @@ impl Device {
     /// Logs that a guest's mapping was made.
     pub(crate) fn log_activation(&self, took: Duration) {
         if let Some(suppressed) = self.activations.admit() {
-            let extents = self.extents;
+            let (extents, suppressed) = (self.extents, NonZeroU64::new(suppressed));
             info!(extents, ?took, suppressed, "guest activated the device; its pages are mapped");
         }
     }
@@ -64,6 +65,7 @@ impl Device {
     /// Logs an event that a guest can cause as often as it likes.
     pub(crate) fn warn_throttled(&self, event: &'static str, cause: &(dyn Error + 'static)) {
         if let Some(suppressed) = self.warnings.admit() {
+            let suppressed = NonZeroU64::new(suppressed);
             warn!(suppressed, cause, "{event}");
         }
     }
