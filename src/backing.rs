@@ -67,8 +67,8 @@ fn open_table(stores: &mut StoreSet, path: &Path) -> anyhow::Result<Region> {
 }
 
 /// Adds to a refusal what the user can do about it.
-pub(crate) fn explain(error: &InvalidWindow, args: &BackingArgs) -> anyhow::Error {
-    let mend = match (error, &args.file) {
+pub(crate) fn explain(error: InvalidWindow, args: &BackingArgs) -> anyhow::Error {
+    let mend = match (&error, &args.file) {
         (InvalidWindow::NotPowerOfTwo { next, .. }, Some(_)) => format!(
             "; give --size {next} to grow the file, sparsely and without touching what is in it"
         ),
@@ -79,5 +79,5 @@ pub(crate) fn explain(error: &InvalidWindow, args: &BackingArgs) -> anyhow::Erro
         (InvalidWindow::Scattered, _) => "; join fewer and larger pieces".to_owned(),
         _ => String::new(),
     };
-    anyhow!("{error}{mend}")
+    anyhow!("{:#}{mend}", anyhow!(error))
 }

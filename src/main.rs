@@ -49,7 +49,7 @@ fn run(cli: &Cli) -> anyhow::Result<()> {
     let endpoint = Endpoint::open(&cli.endpoint)?;
     let region = backing::open(&cli.backing)?;
     let size = ByteSize(region.nr_pages().bytes());
-    let device = Device::try_new(region).map_err(|error| backing::explain(&error, &cli.backing))?;
+    let device = Device::try_new(region).map_err(|error| backing::explain(error, &cli.backing))?;
     let device = Arc::new(device);
     shutdown::on_signal(Arc::clone(&device), &endpoint).context("cannot set up signals")?;
     info!(%size, extents = device.extents(), socket = %endpoint, "waiting for a frontend");

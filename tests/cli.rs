@@ -251,7 +251,10 @@ fn table_missing_is_refused() {
 
 #[test]
 fn table_empty_is_refused() {
-    Place::new().refuses_table("# nothing\n", "table @/table: line 1, column 1: no targets");
+    Place::new().refuses_table(
+        "# nothing\n",
+        "table @/table: line 1, column 1: no line without a name; those are the device itself",
+    );
 }
 
 #[test]
@@ -274,7 +277,7 @@ fn table_with_overlap_names_the_line() {
 fn table_with_unknown_target_names_the_known() {
     Place::new().refuses_table(
         "0 2048 raid5 @/a 0\n",
-        "table @/table: line 1, column 8: unknown target \"raid5\"; this is known: linear",
+        "table @/table: line 1, column 8: unknown target \"raid5\"; these are known: linear, striped, zero, error",
     );
 }
 
@@ -282,7 +285,7 @@ fn table_with_unknown_target_names_the_known() {
 fn table_past_end_of_file_is_refused() {
     Place::new().refuses_table(
         "0 2048 linear @/a 1024\n",
-        "table @/table: line 1, column 1: @/a: pgoff 0x80 + 256 pages reaches past the end at 256 pages",
+        "table @/table: line 1, column 15: @/a: pgoff 0x80 + 256 pages reaches past the end at 256 pages",
     );
 }
 
@@ -290,7 +293,7 @@ fn table_past_end_of_file_is_refused() {
 fn table_with_missing_file_is_refused() {
     Place::new().refuses_table(
         "0 2048 linear @/none 0\n",
-        "table @/table: line 1, column 1: @/none: no such file",
+        "table @/table: line 1, column 15: @/none: no such file",
     );
 }
 
@@ -298,8 +301,7 @@ fn table_with_missing_file_is_refused() {
 fn table_with_pages_twice_is_refused() {
     Place::new().refuses_table(
         "0 2048 linear @/a 0\n2048 1024 linear @/b 0\n3072 1024 linear @/a 0\n",
-        "table @/table: @/a from pgoff 0x0 on appears twice in the region, at pgoff 0x0 and at \
-         pgoff 0x180",
+        "table @/table: @/a is used twice, from pgoff 0x0 on",
     );
 }
 
@@ -310,6 +312,15 @@ fn table_not_power_of_two_names_where_to_end() {
         "the region has 1572864 bytes, which is not a power of two, as a frontend needs; \
          the next one is 2097152; let the table end at sector 4096, with a further file for what \
          is missing",
+    );
+}
+
+#[test]
+fn table_with_pages_that_cannot_be_mapped_says_why() {
+    Place::new().refuses_table(
+        "0 2048 linear @/a 0\n2048 2048 zero\n",
+        "a part of the region can't be mapped by a frontend: 256 pages can't be accessed directly: \
+         zero forgets what is written",
     );
 }
 

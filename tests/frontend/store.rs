@@ -5,9 +5,10 @@
 use std::fs::File;
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd};
+use std::os::unix::fs::FileExt;
 use std::sync::{Arc, Condvar, Mutex};
 
-use pfn_blk::{Access, NrPages, Store};
+use pfn_blk::{Access, NrPages, Pgoff, Store};
 use rustix::fs::MemfdFlags;
 
 /// What a test sees and does.
@@ -84,6 +85,14 @@ impl Store for ControlledStore {
 
     fn fd(&self) -> BorrowedFd<'_> {
         self.file.as_fd()
+    }
+
+    fn read(&self, at: Pgoff, buffer: &mut [u8]) -> io::Result<()> {
+        self.file.read_exact_at(buffer, at.bytes())
+    }
+
+    fn write(&self, at: Pgoff, buffer: &[u8]) -> io::Result<()> {
+        self.file.write_all_at(buffer, at.bytes())
     }
 
     fn persist(&self) -> io::Result<()> {

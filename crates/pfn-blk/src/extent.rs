@@ -3,17 +3,43 @@
 //! The answer of `direct_access`.
 
 use std::fmt;
-use std::os::fd::BorrowedFd;
 
-use crate::page::{NrPages, PageRange, PfnRange, Pgoff};
+use thiserror::Error;
+
+use crate::lease::{Lease, StoreDisabled};
+use crate::page::{NrPages, PfnRange, Pgoff};
 use crate::pagemap::Pagemap;
 use crate::store::Access;
+
+/// Pages that nobody can map, and why.
+#[derive(Debug, Clone, PartialEq, Eq, Error)]
+#[error("{nr_pages} can't be accessed directly: {because}")]
+pub struct NotDirect {
+    /// How many of the pages that were asked for, from the first on.
+    pub nr_pages: NrPages,
+    /// Why.
+    pub because: NotDirectReason,
+}
+
+/// Why pages can't be mapped.
+#[derive(Debug, Clone, PartialEq, Eq, Error)]
+#[non_exhaustive]
+pub enum NotDirectReason {
+    /// They lie in a `zero` target.
+    #[error("zero forgets what is written")]
+    Zero,
+    /// They lie in an `error` target.
+    #[error("error has no pages")]
+    Error,
+    /// Their store is gone.
+    #[error(transparent)]
+    Disabled(#[from] StoreDisabled),
+}
 
 /// A run of pages that lie one after another in one store: where they are, and what may be done
 /// with them. Often shorter than what was asked for.
 ///
-/// The borrow keeps the store open; whoever hands the pages on, to a frontend that maps them, must
-/// keep the region alive meanwhile.
+/// It is a finding, true when it was made. To use the pages take a [lease](Self::lease).
 #[derive(Clone, Copy)]
 pub struct Extent<'a> {
     pfns: PfnRange,
@@ -41,12 +67,7 @@ impl<'a> Extent<'a> {
         self.pagemap
     }
 
-    /// The file to map.
-    pub fn fd(self) -> BorrowedFd<'a> {
-        self.pagemap.store().fd()
-    }
-
-    /// Where in [`fd`](Self::fd) the first page lies; its byte offset is [`Pgoff::bytes`].
+    /// Where in the store the first page lies.
     pub fn pgoff(self) -> Pgoff {
         self.pagemap.pgoff(self.pfns.start()).expect("an extent lies in its store")
     }
@@ -56,13 +77,28 @@ impl<'a> Extent<'a> {
         self.pagemap.store().access()
     }
 
+    /// The right to use the pages after this.
+    pub fn lease(self) -> Result<Lease, StoreDisabled> {
+        Lease::try_new(self.pagemap.to_arc(), self.pfns, None)
+    }
+
+    /// The same, for a holder that gives the lease back when it is told to: `revoke` is called
+    /// once when the store is disabled, from the thread that does so, and then the lease is waited
+    /// for.
+    pub fn lease_revocable(
+        self,
+        revoke: impl FnOnce() + Send + 'static,
+    ) -> Result<Lease, StoreDisabled> {
+        Lease::try_new(self.pagemap.to_arc(), self.pfns, Some(Box::new(revoke)))
+    }
+
     /// This extent and `next` as one, where `next` starts right behind this one in the same store.
     pub fn join(self, next: Self) -> Option<Self> {
         let adjacent =
             std::ptr::eq(self.pagemap, next.pagemap) && self.pfns.end() == next.pfns.start().get();
         let sum = self.nr_pages().get() + next.nr_pages().get();
         let nr_pages = adjacent.then_some(NrPages::try_new(sum).ok()?)?;
-        let pfns = PageRange::try_new(self.pfns.start(), nr_pages).ok()?;
+        let pfns = PfnRange::try_new(self.pfns.start(), nr_pages).ok()?;
         Some(Self { pfns, ..self })
     }
 }

@@ -9,59 +9,84 @@
 //! pages onto what is beneath them, and stack; a [`Table`] joins targets to one run of pages. The
 //! root of a stack, checked as a whole, is a [`Region`]: what a guest sees as one device.
 //!
-//! Two questions travel down a stack. [`Region::direct_access`] asks where pages lie, so that
-//! someone can map them and load and store without us; the answer is an [`Extent`].
-//! [`Region::persist`] makes what was stored durable.
+//! Three questions travel down a stack. [`Region::direct_access`] asks where pages lie, so that
+//! someone can map them and load and store without us; the answer is an [`Extent`]. A [`Bio`]
+//! reads or writes them, also where they can't be mapped. [`Region::persist`] makes what was
+//! stored durable.
 //!
 //! ```
 //! use std::sync::Arc;
-//! use pfn_blk::{Region, StoreSet, table};
+//! use pfn_blk::{NrPages, Pgoff, PgoffRange, Region, StoreSet, table};
 //!
 //! # let dir = tempfile::tempdir()?;
 //! # let [a, b] = ["a", "b"].map(|name| dir.path().join(name));
 //! # std::fs::write(&a, vec![0; 8192])?;
 //! # std::fs::write(&b, vec![0; 8192])?;
-//! // Two files of 8 KiB, joined.
-//! let text = format!("0 16 linear {} 0\n16 16 linear {} 0", a.display(), b.display());
+//! // Two files of 8 KiB, in stripes of one page.
+//! let text = format!("0 32 striped 2 8 {} 0 {} 0", a.display(), b.display());
 //! let table = StoreSet::default().open_table(&table::parse(&text)?)?;
 //! let region = Region::try_new(Arc::new(table))?;
 //!
+//! let page = PgoffRange::try_new(Pgoff::try_new(1)?, NrPages::ONE)?;
+//! region.write(page, &[7; 4096])?;
+//! region.persist(page)?;
+//! assert_eq!(std::fs::read(&b)?[0], 7);
+//!
 //! for (start, extent) in region.extents(region.pages())? {
-//!     println!("{start}: {} at byte {} of {:?}", extent.nr_pages(), extent.pgoff().bytes(), extent.fd());
+//!     // Whoever maps the pages holds the lease meanwhile.
+//!     let lease = extent?.lease()?;
+//!     println!("{start}: {:?} at byte {}", lease.fd(), lease.pgoff().bytes());
 //! }
-//! region.persist(region.pages())?;
 //! # Ok::<(), Box<dyn std::error::Error>>(())
 //! ```
+//!
+//! # Lifetimes
+//!
+//! An [`Extent`] is a finding, true when it was made. Whoever uses pfns beyond a call holds a
+//! [`Lease`]: a frontend's mapping, an [`SgList`] of pinned runs for long-lived I/O, a [`Kmap`] of
+//! pages mapped for the CPU. [`PfnSpace::disable`] ends the use of a store: nothing new begins,
+//! holders are told, all are waited for. As no pfn is ever handed out again, whatever comes after
+//! with an old one fails, and never meets another store's bytes.
 //!
 //! # Invariants
 //!
 //! - A pfn is handed out once in the life of a space. A stale one is recognised, never another's.
 //! - The extents of a range tile it: every page once, in order.
-//! - A writable page appears in a region once.
+//! - A writable page is used once in a region.
+//! - A bio ends exactly once.
 //! - `persist` succeeds only if everything written before it is durable; once it failed for a
 //!   store it fails for that store for ever.
 //!
 //! # Catalogue
 //!
-//! | Kind | Name | What it is |
-//! |---|---|---|
-//! | store | [`FileStore`] | a regular file on any filesystem |
-//! | target | [`Linear`] | a run of the pages beneath, in order |
-//! | target | [`Table`] | targets one behind another |
+//! | Kind | Name | What it is | Direct |
+//! |---|---|---|---|
+//! | store | [`FileStore`] | a regular file on any filesystem | yes |
+//! | target | [`Linear`] | a run of the pages beneath, in order | as what is beneath |
+//! | target | [`Striped`] | chunks dealt to several targets in turn | as what is beneath, a chunk at a time |
+//! | target | [`ZeroTarget`] | reads as zeroes, forgets what is written | no |
+//! | target | [`ErrorTarget`] | fails everything | no |
+//! | target | [`Table`] | targets one behind another | as what is beneath |
 
+mod bio;
 mod extent;
+mod lease;
 mod page;
 mod pagemap;
 mod persist;
 mod region;
+mod sg;
 mod space;
 mod store;
 pub mod table;
 mod target;
 #[cfg(test)]
 mod testing;
+mod usage;
 
-pub use extent::Extent;
+pub use bio::{Bio, BioError, BioVec, Buffer, Direction};
+pub use extent::{Extent, NotDirect, NotDirectReason};
+pub use lease::{Lease, StoreDisabled};
 pub use page::{
     InvalidPages, NrPages, PAGE_SHIFT, PAGE_SIZE, PAGES_MAX, PageIndex, PageRange, Pfn, PfnRange,
     Pgoff, PgoffRange,
@@ -69,7 +94,8 @@ pub use page::{
 pub use pagemap::Pagemap;
 pub use persist::{PersistError, SyncSet};
 pub use region::{InvalidRegion, OutOfRange, Region};
-pub use space::PfnSpace;
+pub use sg::{AccessError, Kmap, KmapError, SgList};
+pub use space::{DisableError, PfnSpace};
 pub use store::{Access, FileStore, InvalidStore, Sizing, Store};
 pub use table::{InvalidTable, StoreSet, Table};
-pub use target::{InvalidLinear, Linear, Target};
+pub use target::{ErrorTarget, InvalidLinear, InvalidStriped, Linear, Striped, Target, ZeroTarget};

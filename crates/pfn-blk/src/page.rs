@@ -231,10 +231,11 @@ impl<I: PageIndex> PageRange<I> {
         Some(Self { start, nr_pages })
     }
 
-    /// What is left of the range from `page` on, if anything.
-    pub fn from_page(self, page: I) -> Option<Self> {
-        let nr_pages = NrPages::try_new(self.end().checked_sub(page.get())?).ok()?;
-        Self::try_new(page, nr_pages).ok()
+    /// What is left of the range behind `front`, if anything.
+    pub fn behind(self, front: Self) -> Option<Self> {
+        let start = front.start.get() + front.nr_pages.get();
+        let nr_pages = NrPages::try_new(self.end().checked_sub(start)?).ok()?;
+        Self::try_new(I::try_new(start).ok()?, nr_pages).ok()
     }
 
     /// The range of the same length that starts as far behind `to` as this one starts behind
@@ -302,9 +303,10 @@ mod tests {
     }
 
     #[test]
-    fn range_from_page_at_end_is_none() {
-        assert_eq!(range(2, 3).from_page(Pgoff::try_new(5).unwrap()), None);
-        assert_eq!(range(2, 3).from_page(Pgoff::try_new(4).unwrap()), Some(range(4, 1)));
+    fn range_behind_its_end_is_none() {
+        assert_eq!(range(2, 3).behind(range(2, 3)), None);
+        assert_eq!(range(2, 3).behind(range(4, 9)), None);
+        assert_eq!(range(2, 3).behind(range(2, 2)), Some(range(4, 1)));
     }
 
     #[test]

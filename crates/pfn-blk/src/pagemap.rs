@@ -4,27 +4,70 @@
 
 use std::fmt;
 use std::io;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, PoisonError, Weak};
+use std::time::Duration;
 
-use crate::extent::Extent;
+use crate::bio::{BioError, BioVec, Buffer};
+use crate::extent::{Extent, NotDirect};
+use crate::lease::{Revokers, StoreDisabled};
 use crate::page::{NrPages, Pfn, PfnRange, Pgoff, PgoffRange};
 use crate::persist::{PersistError, SyncSet};
 use crate::store::{Access, Store};
 use crate::target::Target;
+use crate::usage::Usage;
 
 /// A store and the run of pfns that names its pages, as Linux's `dev_pagemap` ties a device to
 /// page frames. Made by [`PfnSpace::add`](crate::PfnSpace::add); the leaf of every stack.
 pub struct Pagemap {
+    this: Weak<Self>,
     pfns: PfnRange,
     store: Box<dyn Store>,
+    /// Leases and I/O under way.
+    usage: Usage,
+    revokers: Revokers,
     /// The first failed sync. Held while syncing: of two syncs at once the kernel reports a
     /// failed write to one only, and the other must not succeed.
     failed: Mutex<Option<Arc<io::Error>>>,
 }
 
 impl Pagemap {
-    pub(crate) fn new(pfns: PfnRange, store: Box<dyn Store>) -> Self {
-        Self { pfns, store, failed: Mutex::new(None) }
+    pub(crate) fn new(pfns: PfnRange, store: Box<dyn Store>) -> Arc<Self> {
+        Arc::new_cyclic(|this| Self {
+            this: Weak::clone(this),
+            pfns,
+            store,
+            usage: Usage::default(),
+            revokers: Revokers::default(),
+            failed: Mutex::new(None),
+        })
+    }
+
+    pub(crate) fn to_arc(&self) -> Arc<Self> {
+        self.this.upgrade().expect("a pagemap lives in an Arc")
+    }
+
+    pub(crate) fn revokers(&self) -> &Revokers {
+        &self.revokers
+    }
+
+    fn disabled(&self) -> StoreDisabled {
+        StoreDisabled { store: self.store.name().to_owned() }
+    }
+
+    /// Begins a use of the store, which ends with [`leave`](Self::leave).
+    pub(crate) fn enter(&self) -> Result<(), StoreDisabled> {
+        if self.usage.enter() { Ok(()) } else { Err(self.disabled()) }
+    }
+
+    pub(crate) fn leave(&self) {
+        self.usage.leave();
+    }
+
+    /// Ends every use of the store; see [`PfnSpace::disable`](crate::PfnSpace::disable).
+    pub(crate) fn disable(&self, patience: Duration) -> Result<(), u64> {
+        self.usage.disable();
+        self.revokers.revoke_all();
+        self.usage.wait_idle(patience)
     }
 
     /// The pfns of the store's pages, in order.
@@ -35,6 +78,14 @@ impl Pagemap {
     /// The store.
     pub fn store(&self) -> &dyn Store {
         &*self.store
+    }
+
+    /// The pfns of some of the store's own pages.
+    pub(crate) fn pfns_of(&self, pages: PgoffRange) -> PfnRange {
+        pages
+            .rebase(Pgoff::ZERO, self.pfns.start())
+            .filter(|pfns| self.pfns.covers(*pfns))
+            .expect("a store is asked for its own pages only")
     }
 
     /// Where in the store `pfn` lies, if it is one of the store's.
@@ -49,6 +100,13 @@ impl Pagemap {
     /// A failure is final: Linux marks pages clean after it failed to write them, so a later sync
     /// would succeed without them. Every later call returns [`PersistError::Failed`].
     pub fn persist(&self) -> Result<(), PersistError> {
+        self.enter()?;
+        let result = self.persist_entered();
+        self.leave();
+        result
+    }
+
+    fn persist_entered(&self) -> Result<(), PersistError> {
         if self.store.access() == Access::ReadOnly {
             return Ok(());
         }
@@ -65,20 +123,52 @@ impl Pagemap {
     }
 }
 
+impl Pagemap {
+    fn transfer(&self, vec: BioVec<'_>) -> Result<(), BioError> {
+        let (pages, direction) = (vec.pages(), vec.direction());
+        let at = pages.start();
+        let done = match vec.into_buffer() {
+            Buffer::Write(_) if self.store.access() == Access::ReadOnly => {
+                return Err(BioError::ReadOnly { store: self.store.name().to_owned() });
+            }
+            Buffer::Write(buffer) => self.store.write(at, buffer),
+            Buffer::Read(buffer) => self.store.read(at, buffer),
+        };
+        done.map_err(|source| BioError::Store {
+            direction,
+            pages,
+            store: self.store.name().to_owned(),
+            source: Arc::new(source),
+        })
+    }
+}
+
 impl Target for Pagemap {
     fn nr_pages(&self) -> NrPages {
         self.pfns.nr_pages()
     }
 
-    fn direct_access(&self, pages: PgoffRange) -> Extent<'_> {
-        let pfns = pages
-            .rebase(Pgoff::ZERO, self.pfns.start())
-            .expect("a target is asked for its own pages only");
-        Extent::new(pfns, self)
+    fn direct_access(&self, pages: PgoffRange) -> Result<Extent<'_>, NotDirect> {
+        if self.usage.is_disabled() {
+            let because = self.disabled().into();
+            return Err(NotDirect { nr_pages: pages.nr_pages(), because });
+        }
+        Ok(Extent::new(self.pfns_of(pages), self))
+    }
+
+    fn submit(&self, vec: BioVec<'_>) -> Result<(), BioError> {
+        self.enter()?;
+        let result = self.transfer(vec);
+        self.leave();
+        result
     }
 
     fn persist<'a>(&'a self, _pages: PgoffRange, syncs: &mut SyncSet<'a>) {
         syncs.add(self);
+    }
+
+    fn leaves<'a>(&'a self, pages: PgoffRange, visit: &mut dyn FnMut(&'a Pagemap, PgoffRange)) {
+        visit(self, pages);
     }
 }
 
@@ -99,7 +189,7 @@ mod tests {
         let mut space = crate::PfnSpace::new();
         let pagemap = space.add(Box::new(store)).unwrap();
         pagemap.persist().unwrap();
-        control.fail_next_sync();
+        control.fail_next();
         assert!(matches!(pagemap.persist(), Err(PersistError::Sync { .. })));
         // The store would succeed now; the pagemap doesn't ask it any more.
         assert!(matches!(pagemap.persist(), Err(PersistError::Failed { .. })));

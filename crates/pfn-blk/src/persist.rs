@@ -7,12 +7,16 @@ use std::sync::Arc;
 
 use thiserror::Error;
 
+use crate::lease::StoreDisabled;
 use crate::pagemap::Pagemap;
 
 /// Why pages could not be made durable.
 #[derive(Debug, Clone, Error)]
 #[non_exhaustive]
 pub enum PersistError {
+    /// The store is gone.
+    #[error(transparent)]
+    Disabled(#[from] StoreDisabled),
     /// The sync itself failed; what was written since the last good one may be lost.
     #[error("cannot sync {store}")]
     Sync {

@@ -6,9 +6,12 @@ use std::sync::Arc;
 
 use thiserror::Error;
 
-use crate::extent::Extent;
-use crate::page::{NrPages, Pgoff, PgoffRange};
+use crate::bio::{Bio, BioError, BioVec, Buffer, Operation};
+use crate::extent::{Extent, NotDirect};
+use crate::page::{NrPages, PfnRange, Pgoff, PgoffRange};
+use crate::pagemap::Pagemap;
 use crate::persist::{PersistError, SyncSet};
+use crate::sg::{AccessError, Kmap, KmapError, SgList};
 use crate::store::Access;
 use crate::target::Target;
 
@@ -16,17 +19,14 @@ use crate::target::Target;
 #[derive(Debug, Clone, PartialEq, Eq, Error)]
 #[non_exhaustive]
 pub enum InvalidRegion {
-    /// A writable page that would appear twice: a guest's filesystem would overwrite itself.
-    #[error("{store} from {at} on appears twice in the region, at {first} and at {second}")]
-    Aliased {
+    /// A writable page that the stack uses twice: what is written to one place would appear in
+    /// another.
+    #[error("{store} is used twice, from {at} on")]
+    UsedTwice {
         /// The store.
         store: String,
-        /// The first page in it that appears twice.
+        /// The first page in it that is used twice.
         at: Pgoff,
-        /// The extent of the region that has it first.
-        first: Pgoff,
-        /// The extent of the region that has it too.
-        second: Pgoff,
     },
 }
 
@@ -50,29 +50,28 @@ impl Region {
     /// The region of all pages of `target`.
     pub fn try_new(target: Arc<dyn Target>) -> Result<Self, InvalidRegion> {
         let region = Self { target };
-        region.check_aliases()?;
+        region.check_used_once()?;
         Ok(region)
     }
 
-    fn check_aliases(&self) -> Result<(), InvalidRegion> {
-        let mut writable: Vec<_> = self
-            .extents(self.pages())
-            .expect("a region has its own pages")
-            .filter(|(_, extent)| extent.access() == Access::ReadWrite)
-            .collect();
-        writable.sort_by_key(|(_, extent)| extent.pfns().start());
-        for pair in writable.windows(2) {
-            let [(one, before), (other, behind)] = [pair[0], pair[1]];
-            if behind.pfns().start().get() < before.pfns().end() {
-                return Err(InvalidRegion::Aliased {
-                    store: behind.pagemap().store().name().to_owned(),
-                    at: behind.pgoff(),
-                    first: one.min(other),
-                    second: one.max(other),
-                });
+    fn check_used_once(&self) -> Result<(), InvalidRegion> {
+        let mut used: Vec<(PfnRange, &Pagemap)> = Vec::new();
+        self.target.leaves(self.pages(), &mut |pagemap, pages| {
+            if pagemap.store().access() == Access::ReadWrite {
+                used.push((pagemap.pfns_of(pages), pagemap));
+            }
+        });
+        used.sort_by_key(|(pfns, _)| pfns.start());
+        let overlap = used.windows(2).find(|pair| pair[1].0.start().get() < pair[0].0.end());
+        match overlap {
+            None => Ok(()),
+            Some(pair) => {
+                let (pfns, pagemap) = pair[1];
+                let store = pagemap.store().name().to_owned();
+                let at = pagemap.pgoff(pfns.start()).expect("a leaf's page is its store's");
+                Err(InvalidRegion::UsedTwice { store, at })
             }
         }
-        Ok(())
     }
 
     /// Its size.
@@ -85,20 +84,45 @@ impl Region {
         PgoffRange::try_new(Pgoff::ZERO, self.nr_pages()).expect("a size is a valid range")
     }
 
-    /// Where the first of `pages` lies, and how many of them follow it there.
-    pub fn direct_access(&self, pages: PgoffRange) -> Result<Extent<'_>, OutOfRange> {
+    /// Where the first of `pages` lies, and how many of them follow it there. Or that it can't be
+    /// mapped, and how many of them can't.
+    pub fn direct_access(&self, pages: PgoffRange) -> Result<Extent<'_>, AccessError> {
         self.check(pages)?;
-        Ok(self.target.direct_access(pages))
+        Ok(self.target.direct_access(pages)?)
     }
 
-    /// The extents that `pages` lie in, in order, each with the region's page it starts at; no
-    /// two neighbours could be one.
+    /// What `pages` lie in, in order, each piece with the region's page it starts at; no two
+    /// neighbours could be one.
     pub fn extents(
         &self,
         pages: PgoffRange,
-    ) -> Result<impl Iterator<Item = (Pgoff, Extent<'_>)>, OutOfRange> {
+    ) -> Result<impl Iterator<Item = (Pgoff, Result<Extent<'_>, NotDirect>)>, OutOfRange> {
         self.check(pages)?;
         Ok(Extents { target: &*self.target, rest: Some(pages), ahead: None })
+    }
+
+    /// Does a bio, and ends it.
+    pub fn submit(&self, mut bio: Bio<'_>) {
+        let pages = bio.pages();
+        let result = self.check(pages).map_err(BioError::from).and_then(|()| match bio.take() {
+            Operation::Transfer(vecs) => {
+                vecs.into_iter().try_for_each(|vec| self.target.submit(vec))
+            }
+            Operation::Persist => Ok(self.persist(pages)?),
+        });
+        bio.end(result);
+    }
+
+    /// Reads `pages` into `buffer`, of exactly their size.
+    pub fn read(&self, pages: PgoffRange, buffer: &mut [u8]) -> Result<(), BioError> {
+        self.check(pages)?;
+        self.target.submit(BioVec::try_new(pages, Buffer::Read(buffer))?)
+    }
+
+    /// Writes `buffer`, of exactly their size, to `pages`. Durable only after a persist.
+    pub fn write(&self, pages: PgoffRange, buffer: &[u8]) -> Result<(), BioError> {
+        self.check(pages)?;
+        self.target.submit(BioVec::try_new(pages, Buffer::Write(buffer))?)
     }
 
     /// Makes everything written to `pages` before the call durable: through a mapping, by a guest
@@ -109,6 +133,18 @@ impl Region {
             self.target.persist(pages, &mut syncs);
         }
         syncs.sync()
+    }
+
+    /// Pins `pages` for long-lived I/O.
+    pub fn pin(&self, pages: PgoffRange) -> Result<SgList, AccessError> {
+        let lease = |extent: Result<Extent<'_>, NotDirect>| Ok(extent?.lease()?);
+        let runs = self.extents(pages)?.map(|(_, extent)| lease(extent));
+        Ok(SgList::new(pages, runs.collect::<Result<_, AccessError>>()?))
+    }
+
+    /// Maps `pages` for the CPU, for a short time.
+    pub fn kmap(&self, pages: PgoffRange) -> Result<Kmap, KmapError> {
+        self.pin(pages)?.kmap()
     }
 
     fn check(&self, pages: PgoffRange) -> Result<(), OutOfRange> {
@@ -124,24 +160,48 @@ struct Extents<'a> {
     target: &'a dyn Target,
     /// What `direct_access` wasn't asked for yet.
     rest: Option<PgoffRange>,
-    /// An extent that was met but not yet returned, as what follows may join it.
-    ahead: Option<(Pgoff, Extent<'a>)>,
+    /// A piece that was met but not yet returned, as what follows may join it.
+    ahead: Option<(Pgoff, Piece<'a>)>,
+}
+
+type Piece<'a> = Result<Extent<'a>, NotDirect>;
+
+fn nr_pages(piece: &Piece<'_>) -> NrPages {
+    match piece {
+        Ok(extent) => extent.nr_pages(),
+        Err(not) => not.nr_pages,
+    }
+}
+
+fn join<'a>(piece: &Piece<'a>, next: &Piece<'a>) -> Option<Piece<'a>> {
+    match (piece, next) {
+        (Ok(extent), Ok(next)) => extent.join(*next).map(Ok),
+        (Err(not), Err(next)) if not.because == next.because => {
+            let sum = NrPages::try_new(not.nr_pages.get() + next.nr_pages.get()).ok()?;
+            Some(Err(NotDirect { nr_pages: sum, because: not.because.clone() }))
+        }
+        _ => None,
+    }
 }
 
 impl<'a> Iterator for Extents<'a> {
-    type Item = (Pgoff, Extent<'a>);
+    type Item = (Pgoff, Piece<'a>);
 
     fn next(&mut self) -> Option<Self::Item> {
         while let Some(pages) = self.rest {
             let next = self.target.direct_access(pages);
-            let end = pages.start().checked_add(next.nr_pages());
-            self.rest = end.ok().and_then(|end| pages.from_page(end));
-            let Some((start, extent)) = self.ahead.replace((pages.start(), next)) else {
+            let met = PgoffRange::try_new(pages.start(), nr_pages(&next)).ok();
+            self.rest = met.and_then(|met| pages.behind(met));
+            let Some((start, piece)) = self.ahead.take() else {
+                self.ahead = Some((pages.start(), next));
                 continue;
             };
-            match extent.join(next) {
+            match join(&piece, &next) {
                 Some(joined) => self.ahead = Some((start, joined)),
-                None => return Some((start, extent)),
+                None => {
+                    self.ahead = Some((pages.start(), next));
+                    return Some((start, piece));
+                }
             }
         }
         self.ahead.take()
@@ -187,7 +247,10 @@ mod tests {
         let extents: Vec<_> = region
             .extents(region.pages())
             .unwrap()
-            .map(|(start, extent)| (start.get(), extent.pgoff().get(), extent.nr_pages().get()))
+            .map(|(start, extent)| {
+                let extent = extent.unwrap();
+                (start.get(), extent.pgoff().get(), extent.nr_pages().get())
+            })
             .collect();
         assert_eq!(extents, [(0, 0, 5), (5, 6, 2), (7, 0, 4)]);
     }
@@ -202,6 +265,7 @@ mod tests {
             for nr_pages in 1..=10 - start {
                 let mut at = start;
                 for (first, extent) in region.extents(range(start, nr_pages)).unwrap() {
+                    let extent = extent.unwrap();
                     assert_eq!(first.get(), at);
                     for pfn in extent.pfns().start().get()..extent.pfns().end() {
                         assert_eq!(pfn, page(at));
@@ -218,7 +282,8 @@ mod tests {
         let stores = stores(&[8]);
         let region = region(&[(&stores[0], 0, 8)]).unwrap();
         let error = region.direct_access(range(7, 2)).unwrap_err();
-        assert_eq!(error, OutOfRange { pages: range(7, 2), region: NrPages::try_new(8).unwrap() });
+        let expected = OutOfRange { pages: range(7, 2), region: NrPages::try_new(8).unwrap() };
+        assert!(matches!(error, AccessError::OutOfRange(error) if error == expected));
         assert!(region.extents(range(8, 1)).is_err());
     }
 
@@ -227,9 +292,8 @@ mod tests {
         let stores = stores(&[8, 8]);
         let [a, b] = [&stores[0], &stores[1]];
         let error = region(&[(a, 4, 4), (b, 0, 8), (a, 2, 3)]).unwrap_err();
-        let pgoff = |page| Pgoff::try_new(page).unwrap();
-        let InvalidRegion::Aliased { store, at, first, second } = error;
-        assert_eq!((store.as_str(), at, first, second), ("s", pgoff(4), pgoff(0), pgoff(12)));
+        let at = Pgoff::try_new(4).unwrap();
+        assert_eq!(error, InvalidRegion::UsedTwice { store: "s".to_owned(), at });
     }
 
     #[test]
@@ -242,7 +306,7 @@ mod tests {
         let region = region(&[(&a, 0, 2), (&b, 0, 2), (&a, 4, 2)]).unwrap();
         region.persist(region.pages()).unwrap();
         assert_eq!((a_control.syncs(), b_control.syncs()), (1, 1));
-        a_control.fail_next_sync();
+        a_control.fail_next();
         let error = region.persist(region.pages()).unwrap_err();
         assert!(matches!(error, PersistError::Sync { store, .. } if store == "a"));
         assert_eq!((a_control.syncs(), b_control.syncs()), (2, 2));

@@ -4,6 +4,9 @@
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
+use std::time::Duration;
+
+use thiserror::Error;
 
 use crate::page::{InvalidPages, Pfn, PfnRange};
 use crate::pagemap::Pagemap;
@@ -32,7 +35,7 @@ impl PfnSpace {
     pub fn add(&mut self, store: Box<dyn Store>) -> Result<Arc<Pagemap>, InvalidPages> {
         let pfns = PfnRange::try_new(self.next, store.nr_pages())?;
         self.next = self.next.checked_add(pfns.nr_pages())?;
-        let pagemap = Arc::new(Pagemap::new(pfns, store));
+        let pagemap = Pagemap::new(pfns, store);
         self.pagemaps.insert(pfns.start(), Arc::clone(&pagemap));
         Ok(pagemap)
     }
@@ -44,11 +47,42 @@ impl PfnSpace {
         pagemap.pfns().contains(pfn).then_some(pagemap)
     }
 
-    /// Forgets the store that `pfn` belongs to, for ever, and returns it.
-    pub fn remove(&mut self, pfn: Pfn) -> Option<Arc<Pagemap>> {
-        let start = self.find(pfn)?.pfns().start();
-        self.pagemaps.remove(&start)
+    /// Ends the use of the store that `pfn` belongs to, and forgets its pfns for ever.
+    ///
+    /// 1. From now on every new use fails, with an error that names the store: `direct_access`,
+    ///    leases, bios, persists.
+    /// 2. Holders of revocable leases are told, the last one that came first.
+    /// 3. All leases and all I/O under way are waited for, for at most `patience`.
+    ///
+    /// After an error the store stays half-way, at 1: nothing new begins, what is held is still
+    /// good, and the call may be repeated.
+    pub fn disable(&mut self, pfn: Pfn, patience: Duration) -> Result<(), DisableError> {
+        let pagemap = self.find(pfn).ok_or(DisableError::Stale(pfn))?;
+        let start = pagemap.pfns().start();
+        pagemap.disable(patience).map_err(|users| DisableError::InUse {
+            store: pagemap.store().name().to_owned(),
+            users,
+        })?;
+        self.pagemaps.remove(&start);
+        Ok(())
     }
+}
+
+/// Why a store is not gone.
+#[derive(Debug, Clone, PartialEq, Eq, Error)]
+#[non_exhaustive]
+pub enum DisableError {
+    /// No store has the pfn, or none has it any more.
+    #[error("{0} belongs to no store")]
+    Stale(Pfn),
+    /// Leases are held, or I/O is under way, still.
+    #[error("{store} is in use: {users} leases and bios have not ended")]
+    InUse {
+        /// The store's name.
+        store: String,
+        /// How many.
+        users: u64,
+    },
 }
 
 impl Default for PfnSpace {
@@ -86,7 +120,7 @@ mod tests {
             let pfns = space.add(Box::new(MemoryStore::new("s", 3).0)).unwrap().pfns();
             assert!(pfns.start().get() > last);
             last = pfns.end() - 1;
-            space.remove(Pfn::try_new(last).unwrap()).unwrap();
+            space.disable(Pfn::try_new(last).unwrap(), Duration::ZERO).unwrap();
             assert!(space.find(pfns.start()).is_none());
         }
     }

@@ -5,10 +5,11 @@
 use std::fs::File;
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd};
+use std::os::unix::fs::FileExt;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
-use crate::page::NrPages;
+use crate::page::{NrPages, Pgoff};
 use crate::store::{Access, Store};
 
 #[derive(Debug, Default)]
@@ -18,7 +19,15 @@ pub(crate) struct Control {
 }
 
 impl Control {
-    pub(crate) fn fail_next_sync(&self) {
+    fn check(&self) -> io::Result<()> {
+        match self.fail_next.swap(false, Ordering::SeqCst) {
+            true => Err(io::Error::other("injected")),
+            false => Ok(()),
+        }
+    }
+
+    /// Has the next read, write or sync fail.
+    pub(crate) fn fail_next(&self) {
         self.fail_next.store(true, Ordering::SeqCst);
     }
 
@@ -63,11 +72,18 @@ impl Store for MemoryStore {
         self.file.as_fd()
     }
 
+    fn read(&self, at: Pgoff, buffer: &mut [u8]) -> io::Result<()> {
+        self.control.check()?;
+        self.file.read_exact_at(buffer, at.bytes())
+    }
+
+    fn write(&self, at: Pgoff, buffer: &[u8]) -> io::Result<()> {
+        self.control.check()?;
+        self.file.write_all_at(buffer, at.bytes())
+    }
+
     fn persist(&self) -> io::Result<()> {
         self.control.syncs.fetch_add(1, Ordering::SeqCst);
-        if self.control.fail_next.swap(false, Ordering::SeqCst) {
-            return Err(io::Error::other("injected"));
-        }
-        Ok(())
+        self.control.check()
     }
 }

@@ -9,7 +9,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
-use pfn_blk::{Access, Extent, NrPages, Pgoff, Region};
+use pfn_blk::{Access, Extent, Lease, NotDirect, NrPages, Pgoff, Region, StoreDisabled};
 use thiserror::Error;
 use vhost::vhost_user::message::{VhostUserMMap, VhostUserMMapFlags};
 use vhost::vhost_user::{Backend, VhostUserFrontendReqHandler};
@@ -41,6 +41,9 @@ pub enum InvalidWindow {
         /// The store.
         store: String,
     },
+    /// Pages that nobody can map.
+    #[error("a part of the region can't be mapped by a frontend")]
+    NotDirect(#[source] NotDirect),
     /// Pages in too many pieces.
     #[error("the region lies in more than {EXTENTS_MAX} extents")]
     Scattered,
@@ -60,6 +63,7 @@ pub(crate) fn check(region: &Region) -> Result<usize, InvalidWindow> {
     check_size(region.nr_pages())?;
     let mut count = 0;
     for (_, extent) in extents(region).take(EXTENTS_MAX + 1) {
+        let extent = extent.map_err(InvalidWindow::NotDirect)?;
         if extent.access() == Access::ReadOnly {
             let store = extent.pagemap().store().name().to_owned();
             return Err(InvalidWindow::ReadOnly { store });
@@ -72,19 +76,28 @@ pub(crate) fn check(region: &Region) -> Result<usize, InvalidWindow> {
     Ok(count)
 }
 
-fn extents(region: &Region) -> impl Iterator<Item = (Pgoff, Extent<'_>)> {
+fn extents(region: &Region) -> impl Iterator<Item = (Pgoff, Result<Extent<'_>, NotDirect>)> {
     region.extents(region.pages()).expect("a region has its own pages")
 }
 
-/// An extent that the frontend would not map.
+/// Why the pages are not mapped.
 #[derive(Debug, Error)]
-#[error("the frontend refused to map {bytes} bytes of {store} at byte {offset} of the device")]
-pub(crate) struct MapError {
-    offset: u64,
-    bytes: u64,
-    store: String,
-    #[source]
-    source: io::Error,
+pub(crate) enum MapError {
+    /// The frontend would not.
+    #[error("the frontend refused to map {bytes} bytes of {store} at byte {offset} of the device")]
+    Refused {
+        offset: u64,
+        bytes: u64,
+        store: String,
+        #[source]
+        source: io::Error,
+    },
+    /// They have become unusable.
+    #[error(transparent)]
+    NotDirect(#[from] NotDirect),
+    /// Their store is gone.
+    #[error(transparent)]
+    Disabled(#[from] StoreDisabled),
 }
 
 /// How the mapping of an activation came to be.
@@ -114,6 +127,9 @@ pub(crate) struct MapState {
 struct Tried {
     activation: u64,
     mapped: bool,
+    /// Held for as long as the frontend may have the pages mapped: to the next activation, as some
+    /// keep mappings over a reset, or to the end of the connection.
+    _leases: Vec<Lease>,
 }
 
 impl MapState {
@@ -138,9 +154,14 @@ impl MapState {
         }
         let began = Instant::now();
         let may_linger = tried.is_some();
-        let result = extents(region)
-            .try_for_each(|(start, extent)| map(frontend, start, extent, may_linger));
-        *tried = Some(Tried { activation, mapped: result.is_ok() });
+        let mut leases = Vec::new();
+        let result = extents(region).try_for_each(|(start, extent)| {
+            let lease = extent?.lease()?;
+            let mapped = map(frontend, start, &lease, may_linger);
+            leases.push(lease);
+            mapped
+        });
+        *tried = Some(Tried { activation, mapped: result.is_ok(), _leases: leases });
         match result {
             Ok(()) => Mapping::Made(began.elapsed()),
             Err(error) => Mapping::Refused(Some(error)),
@@ -148,33 +169,28 @@ impl MapState {
     }
 }
 
-/// Maps an extent at `start`. Crosvm keeps mappings over a reset and refuses to map over them, so
+/// Maps leased pages at `start`. Crosvm keeps mappings over a reset and refuses to map over them, so
 /// one of ours that `may_linger` there is taken away and made again.
-fn map(
-    frontend: &Backend,
-    start: Pgoff,
-    extent: Extent<'_>,
-    may_linger: bool,
-) -> Result<(), MapError> {
+fn map(frontend: &Backend, start: Pgoff, lease: &Lease, may_linger: bool) -> Result<(), MapError> {
     let request = VhostUserMMap {
         shmid: VIRTIO_PMEM_SHMEM_REGION_ID,
         padding: [0; 7],
-        fd_offset: extent.pgoff().bytes(),
+        fd_offset: lease.pgoff().bytes(),
         shm_offset: start.bytes(),
-        len: extent.nr_pages().bytes(),
+        len: lease.nr_pages().bytes(),
         flags: VhostUserMMapFlags::WRITABLE.bits(),
     };
-    let fd = extent.fd();
+    let fd = lease.fd();
     let mut result = frontend.shmem_map(&request, &fd.as_raw_fd());
     if result.is_err() && may_linger && frontend.shmem_unmap(&request).is_ok() {
         result = frontend.shmem_map(&request, &fd.as_raw_fd());
     }
     match result {
         Ok(_) => Ok(()),
-        Err(source) => Err(MapError {
+        Err(source) => Err(MapError::Refused {
             offset: start.bytes(),
-            bytes: extent.nr_pages().bytes(),
-            store: extent.pagemap().store().name().to_owned(),
+            bytes: lease.nr_pages().bytes(),
+            store: lease.pagemap().store().name().to_owned(),
             source,
         }),
     }

@@ -5,6 +5,7 @@
 use std::fs::{File, OpenOptions};
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
+use std::os::unix::fs::FileExt;
 use std::path::Path;
 
 use rustix::fs::{FlockOperation, Mode, OFlags};
@@ -12,7 +13,7 @@ use rustix::io::Errno;
 use thiserror::Error;
 
 use super::{Access, Store};
-use crate::page::{InvalidPages, NrPages};
+use crate::page::{InvalidPages, NrPages, Pgoff};
 
 /// Why a file can't be a store. Displays without the file's name, which the caller knows.
 #[derive(Debug, Error)]
@@ -151,6 +152,14 @@ impl Store for FileStore {
 
     fn fd(&self) -> BorrowedFd<'_> {
         self.mapped.as_fd()
+    }
+
+    fn read(&self, at: Pgoff, buffer: &mut [u8]) -> io::Result<()> {
+        self.file.read_exact_at(buffer, at.bytes())
+    }
+
+    fn write(&self, at: Pgoff, buffer: &[u8]) -> io::Result<()> {
+        self.file.write_all_at(buffer, at.bytes())
     }
 
     fn persist(&self) -> io::Result<()> {

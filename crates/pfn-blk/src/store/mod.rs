@@ -8,7 +8,7 @@ use std::fmt;
 use std::io;
 use std::os::fd::BorrowedFd;
 
-use crate::page::NrPages;
+use crate::page::{NrPages, Pgoff};
 
 pub use self::file::{FileStore, InvalidStore, Sizing};
 
@@ -36,6 +36,11 @@ pub trait Store: fmt::Debug + Send + Sync {
     /// The open file, for others to map: what they do to it doesn't reach the store itself. A
     /// read-only store's is opened read-only, so that whoever is handed it can't write.
     fn fd(&self) -> BorrowedFd<'_>;
+    /// Fills `buffer`, whole pages, from page `at` on.
+    fn read(&self, at: Pgoff, buffer: &mut [u8]) -> io::Result<()>;
+    /// Stores all of `buffer`, whole pages, from page `at` on. On an error any of it may have been
+    /// stored.
+    fn write(&self, at: Pgoff, buffer: &[u8]) -> io::Result<()>;
     /// Makes every write to the store durable, through whichever mapping it was done.
     ///
     /// After an error the kernel has forgotten what it couldn't write: a later success of the same

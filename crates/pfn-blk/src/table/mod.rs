@@ -4,15 +4,19 @@
 
 mod open;
 mod text;
+mod words;
 
 use std::sync::Arc;
 
 use thiserror::Error;
 
-pub use self::open::{OpenTableError, StoreSet};
-pub use self::text::{Line, ParseTableError, ParseTableErrorKind, Position, TargetSpec, parse};
-use crate::extent::Extent;
+pub use self::open::{OpenTableError, OpenTableErrorKind, StoreSet};
+pub use self::text::{DeviceSpec, Line, ParseTableError, ParseTableErrorKind, TargetSpec, parse};
+pub use self::words::{Position, Word};
+use crate::bio::{BioError, BioVec};
+use crate::extent::{Extent, NotDirect};
 use crate::page::{NrPages, Pgoff, PgoffRange};
+use crate::pagemap::Pagemap;
 use crate::persist::SyncSet;
 use crate::target::Target;
 
@@ -97,15 +101,32 @@ impl Target for Table {
         self.nr_pages
     }
 
-    fn direct_access(&self, pages: PgoffRange) -> Extent<'_> {
+    fn direct_access(&self, pages: PgoffRange) -> Result<Extent<'_>, NotDirect> {
         let (part, target) =
             self.covering(pages).next().expect("a target is asked for its own pages only");
         target.direct_access(part)
     }
 
+    fn submit(&self, vec: BioVec<'_>) -> Result<(), BioError> {
+        let mut rest = Some(vec);
+        for (part, target) in self.covering(rest.as_ref().expect("just made").pages()) {
+            let vec = rest.take().expect("the parts are no more than the whole");
+            let (front, behind) = vec.split(part.nr_pages());
+            target.submit(front.remap(part))?;
+            rest = behind;
+        }
+        Ok(())
+    }
+
     fn persist<'a>(&'a self, pages: PgoffRange, syncs: &mut SyncSet<'a>) {
         for (part, target) in self.covering(pages) {
             target.persist(part, syncs);
+        }
+    }
+
+    fn leaves<'a>(&'a self, pages: PgoffRange, visit: &mut dyn FnMut(&'a Pagemap, PgoffRange)) {
+        for (part, target) in self.covering(pages) {
+            target.leaves(part, visit);
         }
     }
 }

@@ -8,56 +8,67 @@
 //! 262144   262144  linear  /srv/pmem/b.img 0
 //! ```
 //!
+//! | Target | Arguments |
+//! |---|---|
+//! | `linear` | *device* *start* |
+//! | `striped` | *stripes* *chunk*, then *device* *start* for each stripe |
+//! | `zero` | |
+//! | `error` | |
+//!
+//! A *device* is a file, or another table: lines that begin with `name:`, as `dmsetup table` prints
+//! them, are a table of that name, for use in the lines behind it. The lines without a name are the
+//! device itself.
+//!
 //! Words are separated by blanks. As in the kernel's `dm_split_args`, a backslash takes the
 //! special meaning from the character behind it, so a path may contain `\ ` and `\\`. Blank lines
 //! and lines that start with `#` are passed over.
 
-use std::path::PathBuf;
+use std::fmt;
 
 use thiserror::Error;
 
+use super::words::{Position, SECTOR_SIZE, SECTORS_PER_PAGE, Word, Words, escape};
 use crate::page::{InvalidPages, NrPages, PAGE_SIZE, Pgoff, PgoffRange};
 
-const SECTOR_SIZE: u64 = 512;
-const SECTORS_PER_PAGE: u64 = PAGE_SIZE / SECTOR_SIZE;
-
-/// A place in a table's text, both counted from one.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Position {
-    /// The line.
-    pub line: usize,
-    /// The column, in characters.
-    pub column: usize,
-}
-
-impl std::fmt::Display for Position {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        write!(f, "line {}, column {}", self.line, self.column)
-    }
-}
-
-/// A line of a table: which pages, and what is to cover them.
+/// A line of a table: which pages, and what is to cover them. Displays as it is written.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Line {
     /// Where in the text it starts.
     pub position: Position,
+    /// The table it belongs to; none for the device itself.
+    pub name: Option<String>,
     /// The pages of the table.
     pub pages: PgoffRange,
     /// The target for them.
     pub target: TargetSpec,
 }
 
-/// A target as the text names it, nothing opened yet.
+/// A target as the text names it, nothing opened yet. Displays as it is written.
 #[derive(Debug, Clone, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum TargetSpec {
-    /// `linear PATH START`: pages of a file, from `start` on.
-    Linear {
-        /// The file, relative to the working directory if it isn't absolute.
-        path: PathBuf,
-        /// Its first page that is used.
-        start: Pgoff,
+    /// `linear`
+    Linear(DeviceSpec),
+    /// `striped`
+    Striped {
+        /// The size of a chunk.
+        chunk: NrPages,
+        /// The stripes, at least one.
+        stripes: Vec<DeviceSpec>,
     },
+    /// `zero`
+    Zero,
+    /// `error`
+    Error,
+}
+
+/// Pages of what a word names, from some page on.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct DeviceSpec {
+    /// The name of a table, or else the path of a file.
+    pub device: Word,
+    /// The first page that is used.
+    pub start: Pgoff,
 }
 
 /// Text that is no table.
@@ -80,8 +91,8 @@ pub enum ParseTableErrorKind {
     /// The line goes on too long.
     #[error("unexpected {0:?}; the target takes no more arguments")]
     Unexpected(String),
-    /// Not a number of sectors.
-    #[error("{word:?} is not a number of {SECTOR_SIZE}-byte sectors for the {what}")]
+    /// Not a number.
+    #[error("{word:?} is not a number, as the {what} must be")]
     NotANumber {
         /// Which number.
         what: &'static str,
@@ -90,7 +101,8 @@ pub enum ParseTableErrorKind {
     },
     /// Sectors that are not whole pages.
     #[error(
-        "{what} {sectors} is not a multiple of {SECTORS_PER_PAGE} sectors, one page of {PAGE_SIZE} bytes"
+        "{what} {sectors} is not a multiple of {SECTORS_PER_PAGE} sectors of {SECTOR_SIZE} bytes, \
+         one page of {PAGE_SIZE} bytes"
     )]
     Misaligned {
         /// Which number.
@@ -106,139 +118,103 @@ pub enum ParseTableErrorKind {
         /// Why it is none.
         source: InvalidPages,
     },
+    /// A number of stripes that can't be.
+    #[error("{0} stripes; there must be from 1 to {STRIPES_MAX}")]
+    Stripes(u64),
+    /// A name that can't be one.
+    #[error("{0:?} is no name for a table; use letters, digits and _-.")]
+    InvalidName(String),
     /// A target that doesn't exist.
-    #[error("unknown target {0:?}; this is known: linear")]
+    #[error("unknown target {0:?}; these are known: linear, striped, zero, error")]
     UnknownTarget(String),
     /// A backslash with nothing behind it.
     #[error("a backslash with nothing behind it; write \\\\ for the character itself")]
     LoneBackslash,
 }
 
-impl Position {
-    fn error(self, kind: ParseTableErrorKind) -> ParseTableError {
-        ParseTableError { position: self, kind }
-    }
-}
+/// More stripes than any table needs.
+const STRIPES_MAX: u64 = 1024;
 
-/// Reads a table's text. The lines come out as they stand: that they tile the table is checked
-/// when it is built.
+/// Reads a table's text. The lines come out as they stand: that they tile their tables is checked
+/// when those are built.
 pub fn parse(text: &str) -> Result<Vec<Line>, ParseTableError> {
     text.lines()
         .enumerate()
         .filter(|(_, line)| !matches!(line.trim_start().chars().next(), None | Some('#')))
-        .map(|(index, line)| parse_line(index + 1, line))
+        .map(|(index, line)| parse_line(Words::new(index + 1, line)))
         .collect()
 }
 
-fn parse_line(number: usize, line: &str) -> Result<Line, ParseTableError> {
-    let mut words = Words { line: number, chars: line.chars(), column: 1 };
+fn parse_line(mut words: Words<'_>) -> Result<Line, ParseTableError> {
+    let name = words.name()?;
     let start = words.sectors("start")?;
-    let position = start.position;
+    let position = name.as_ref().map_or(start.position, |name| name.position);
     let length = words.sectors("length")?;
-    let pages = length.nr_pages("length").and_then(|nr_pages| {
-        PgoffRange::try_new(start.pgoff("start")?, nr_pages).map_err(|source| {
-            length.position.error(ParseTableErrorKind::Pages { what: "length", source })
-        })
+    let nr_pages = length.nr_pages()?;
+    let pages = PgoffRange::try_new(start.pgoff()?, nr_pages).map_err(|source| {
+        length.position.error(ParseTableErrorKind::Pages { what: "length", source })
     })?;
     let target = words.required("target")?;
     let target = match target.text.as_str() {
-        "linear" => TargetSpec::Linear {
-            path: words.required("path")?.text.into(),
-            start: words.sectors("start in the file")?.pgoff("start in the file")?,
-        },
+        "linear" => TargetSpec::Linear(device(&mut words)?),
+        "striped" => striped(&mut words)?,
+        "zero" => TargetSpec::Zero,
+        "error" => TargetSpec::Error,
         _ => {
-            return Err(target
-                .position
-                .error(ParseTableErrorKind::UnknownTarget(target.text.clone())));
+            return Err(target.position.error(ParseTableErrorKind::UnknownTarget(target.text)));
         }
     };
-    match words.word()? {
-        Some(word) => Err(word.position.error(ParseTableErrorKind::Unexpected(word.text.clone()))),
-        None => Ok(Line { position, pages, target }),
+    words.end()?;
+    Ok(Line { position, name: name.map(|name| name.text), pages, target })
+}
+
+fn device(words: &mut Words<'_>) -> Result<DeviceSpec, ParseTableError> {
+    let device = words.required("device, a path or the name of a table")?;
+    Ok(DeviceSpec { device, start: words.sectors("start on the device")?.pgoff()? })
+}
+
+fn striped(words: &mut Words<'_>) -> Result<TargetSpec, ParseTableError> {
+    let (position, count) = words.number("number of stripes")?;
+    if !(1..=STRIPES_MAX).contains(&count) {
+        return Err(position.error(ParseTableErrorKind::Stripes(count)));
     }
+    let chunk = words.sectors("chunk size")?.nr_pages()?;
+    let stripes = (0..count).map(|_| device(words)).collect::<Result<_, _>>()?;
+    Ok(TargetSpec::Striped { chunk, stripes })
 }
 
-struct Word {
-    position: Position,
-    text: String,
+fn sectors(pages: u64) -> u64 {
+    pages * SECTORS_PER_PAGE
 }
 
-struct Sectors {
-    position: Position,
-    count: u64,
-}
-
-impl Sectors {
-    fn pages(&self, what: &'static str) -> Result<u64, ParseTableError> {
-        if self.count % SECTORS_PER_PAGE != 0 {
-            let kind = ParseTableErrorKind::Misaligned { what, sectors: self.count };
-            return Err(self.position.error(kind));
+impl fmt::Display for Line {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        if let Some(name) = &self.name {
+            write!(f, "{name}: ")?;
         }
-        Ok(self.count / SECTORS_PER_PAGE)
-    }
-
-    fn pgoff(&self, what: &'static str) -> Result<Pgoff, ParseTableError> {
-        Pgoff::try_new(self.pages(what)?)
-            .map_err(|source| self.position.error(ParseTableErrorKind::Pages { what, source }))
-    }
-
-    fn nr_pages(&self, what: &'static str) -> Result<NrPages, ParseTableError> {
-        NrPages::try_new(self.pages(what)?)
-            .map_err(|source| self.position.error(ParseTableErrorKind::Pages { what, source }))
+        let start = sectors(self.pages.start().get());
+        let length = sectors(self.pages.nr_pages().get());
+        write!(f, "{start} {length} {}", self.target)
     }
 }
 
-struct Words<'a> {
-    line: usize,
-    chars: std::str::Chars<'a>,
-    column: usize,
-}
-
-impl Words<'_> {
-    fn position(&self) -> Position {
-        Position { line: self.line, column: self.column }
-    }
-
-    fn advance(&mut self) -> Option<char> {
-        let next = self.chars.next()?;
-        self.column += 1;
-        Some(next)
-    }
-
-    fn word(&mut self) -> Result<Option<Word>, ParseTableError> {
-        while self.chars.as_str().starts_with(char::is_whitespace) {
-            self.advance();
-        }
-        let position = self.position();
-        let mut text = String::new();
-        while !self.chars.as_str().starts_with(char::is_whitespace) {
-            let at = self.position();
-            match self.advance() {
-                None => break,
-                Some('\\') => {
-                    let escaped = self.advance();
-                    text.push(escaped.ok_or(at.error(ParseTableErrorKind::LoneBackslash))?);
-                }
-                Some(other) => text.push(other),
+impl fmt::Display for TargetSpec {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Linear(device) => write!(f, "linear {device}"),
+            Self::Striped { chunk, stripes } => {
+                write!(f, "striped {} {}", stripes.len(), sectors(chunk.get()))?;
+                stripes.iter().try_for_each(|device| write!(f, " {device}"))
             }
+            Self::Zero => f.write_str("zero"),
+            Self::Error => f.write_str("error"),
         }
-        Ok((!text.is_empty()).then_some(Word { position, text }))
     }
+}
 
-    fn required(&mut self, what: &'static str) -> Result<Word, ParseTableError> {
-        let word = self.word()?;
-        word.ok_or_else(|| self.position().error(ParseTableErrorKind::Missing(what)))
-    }
-
-    fn sectors(&mut self, what: &'static str) -> Result<Sectors, ParseTableError> {
-        let word = self.required(what)?;
-        match word.text.parse() {
-            Ok(count) => Ok(Sectors { position: word.position, count }),
-            Err(_) => {
-                let kind = ParseTableErrorKind::NotANumber { what, word: word.text.clone() };
-                Err(word.position.error(kind))
-            }
-        }
+impl fmt::Display for DeviceSpec {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{} {}", escape(&self.device.text), sectors(self.start.get()))
     }
 }
 
@@ -255,27 +231,50 @@ mod tests {
         let lines = parse("# a comment\n\n 0 16\tlinear /a\\ b\\\\c 8\n").unwrap();
         let pages = PgoffRange::try_new(Pgoff::ZERO, NrPages::try_new(2).unwrap()).unwrap();
         let start = Pgoff::try_new(1).unwrap();
-        let target = TargetSpec::Linear { path: "/a b\\c".into(), start };
-        let position = Position { line: 3, column: 2 };
-        assert_eq!(lines, [Line { position, pages, target }]);
+        let position = |column| Position { line: 3, column };
+        let device = Word { position: position(14), text: "/a b\\c".to_owned() };
+        let target = TargetSpec::Linear(DeviceSpec { device, start });
+        assert_eq!(lines, [Line { position: position(2), name: None, pages, target }]);
+    }
+
+    #[test]
+    fn parse_then_print_then_parse_is_the_same() {
+        let text = "s: 0 32 striped 2 8 /a\\ b 0 /c\\\\d 16\n\
+                    s: 32 8 zero\n\
+                    0 32 linear s 0\n\
+                    32 8 error\n\
+                    40 8 linear ./e 8\n";
+        let printed: String = parse(text).unwrap().iter().map(|line| format!("{line}\n")).collect();
+        assert_eq!(printed, text);
     }
 
     #[test]
     fn parse_bad_line_says_where_and_what() {
         for (text, expected) in [
             ("0", "line 1, column 2: missing length; a line is: start length target arguments"),
-            ("0 8 linear", "line 1, column 11: missing path"),
+            ("0 8 linear", "line 1, column 11: missing device"),
             ("\n0 8 linear /a 0 1", "line 2, column 17: unexpected \"1\""),
-            ("0 x linear /a 0", "line 1, column 3: \"x\" is not a number of 512-byte sectors"),
+            ("0 8 zero /a", "line 1, column 10: unexpected \"/a\""),
+            ("0 x linear /a 0", "line 1, column 3: \"x\" is not a number, as the length must be"),
             ("0 -8 linear /a 0", "line 1, column 3: \"-8\" is not a number"),
             ("0 9 linear /a 0", "line 1, column 3: length 9 is not a multiple of 8 sectors"),
             ("4 8 linear /a 0", "line 1, column 1: start 4 is not a multiple of 8 sectors"),
-            ("0 8 linear /a 7", "line 1, column 15: start in the file 7 is not a multiple"),
+            ("0 8 linear /a 7", "line 1, column 15: start on the device 7 is not a multiple"),
             ("0 0 linear /a 0", "line 1, column 3: length: empty"),
-            ("0 8 liner /a 0", "line 1, column 5: unknown target \"liner\"; this is known: linear"),
+            (
+                "0 8 liner /a 0",
+                "line 1, column 5: unknown target \"liner\"; these are known: linear",
+            ),
             ("0 8 linear /a\\", "line 1, column 14: a backslash with nothing behind it"),
             ("0 18446744073709551608 linear /a 0", "line 1, column 3: length: more than"),
             ("18014398509481976 16 linear /a 0", "line 1, column 19: length: more than"),
+            ("0 8 striped 0 8", "line 1, column 13: 0 stripes; there must be from 1 to 1024"),
+            ("0 8 striped 9999999999 8", "line 1, column 13: 9999999999 stripes"),
+            ("0 8 striped 2 8 /a 0", "line 1, column 21: missing device"),
+            ("0 8 striped 1 4 /a 0", "line 1, column 15: chunk size 4 is not a multiple"),
+            ("a/b: 0 8 zero", "line 1, column 1: \"a/b\" is no name for a table"),
+            (": 0 8 zero", "line 1, column 1: \"\" is no name for a table"),
+            ("a : 0 8 zero", "line 1, column 1: \"a\" is not a number"),
         ] {
             assert!(error(text).starts_with(expected), "{text:?}: {}", error(text));
         }

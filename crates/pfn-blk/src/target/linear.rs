@@ -1,14 +1,21 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
 
 //! `linear`: a run of the pages beneath, in order, as in Linux's `dm-linear`.
+//!
+//! ```text
+//! linear   0 1 2 3
+//! beneath  . . 0 1 2 3 . .       from page 2 on
+//! ```
 
 use std::sync::Arc;
 
 use thiserror::Error;
 
 use super::Target;
-use crate::extent::Extent;
+use crate::bio::{BioError, BioVec};
+use crate::extent::{Extent, NotDirect};
 use crate::page::{NrPages, Pgoff, PgoffRange};
+use crate::pagemap::Pagemap;
 use crate::persist::SyncSet;
 
 /// A linear target that reaches past what is beneath it.
@@ -49,11 +56,20 @@ impl Target for Linear {
         self.pages.nr_pages()
     }
 
-    fn direct_access(&self, pages: PgoffRange) -> Extent<'_> {
+    fn direct_access(&self, pages: PgoffRange) -> Result<Extent<'_>, NotDirect> {
         self.beneath.direct_access(self.remap(pages))
+    }
+
+    fn submit(&self, vec: BioVec<'_>) -> Result<(), BioError> {
+        let pages = self.remap(vec.pages());
+        self.beneath.submit(vec.remap(pages))
     }
 
     fn persist<'a>(&'a self, pages: PgoffRange, syncs: &mut SyncSet<'a>) {
         self.beneath.persist(self.remap(pages), syncs);
+    }
+
+    fn leaves<'a>(&'a self, pages: PgoffRange, visit: &mut dyn FnMut(&'a Pagemap, PgoffRange)) {
+        self.beneath.leaves(self.remap(pages), visit);
     }
 }

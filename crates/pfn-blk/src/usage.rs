@@ -1,0 +1,112 @@
+// SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
+
+//! Who uses a store, and how its use ends: what Linux calls a `percpu_ref`, without the per-CPU
+//! part.
+
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
+
+/// Set once the store is disabled; the other bits count its users.
+const DISABLED: u64 = 1 << 63;
+
+/// Counts users until it is disabled, and lets nobody in after.
+#[derive(Debug, Default)]
+pub(crate) struct Usage {
+    state: AtomicU64,
+    /// Taken to wait, and to wake whoever waits: never by users of a store that isn't disabled.
+    idle: Mutex<()>,
+    changed: Condvar,
+}
+
+impl Usage {
+    pub(crate) fn is_disabled(&self) -> bool {
+        self.state.load(Ordering::Acquire) & DISABLED != 0
+    }
+
+    /// Lets a user in. It must [`leave`](Self::leave).
+    #[must_use]
+    pub(crate) fn enter(&self) -> bool {
+        let before = self.state.fetch_add(1, Ordering::AcqRel);
+        if before & DISABLED != 0 {
+            self.leave();
+            return false;
+        }
+        true
+    }
+
+    pub(crate) fn leave(&self) {
+        if self.state.fetch_sub(1, Ordering::AcqRel) == DISABLED + 1 {
+            // Whoever waits holds the lock from its look at the count until it sleeps.
+            let _idle = self.lock();
+            self.changed.notify_all();
+        }
+    }
+
+    /// Lets nobody in from now on.
+    pub(crate) fn disable(&self) {
+        self.state.fetch_or(DISABLED, Ordering::AcqRel);
+    }
+
+    /// Waits until nobody is in, or `patience` is at an end: then it returns how many still are.
+    pub(crate) fn wait_idle(&self, patience: Duration) -> Result<(), u64> {
+        let deadline = Instant::now() + patience;
+        let mut idle = self.lock();
+        loop {
+            let users = self.state.load(Ordering::Acquire) & !DISABLED;
+            if users == 0 {
+                return Ok(());
+            }
+            let left = deadline.saturating_duration_since(Instant::now());
+            if left.is_zero() {
+                return Err(users);
+            }
+            let waited = self.changed.wait_timeout(idle, left);
+            idle = waited.unwrap_or_else(PoisonError::into_inner).0;
+        }
+    }
+
+    fn lock(&self) -> MutexGuard<'_, ()> {
+        self.idle.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::sync::atomic::AtomicBool;
+
+    #[test]
+    fn usage_disabled_lets_nobody_in() {
+        let usage = Usage::default();
+        assert!(usage.enter());
+        usage.disable();
+        assert!(!usage.enter());
+        assert_eq!(usage.wait_idle(Duration::ZERO), Err(1));
+        usage.leave();
+        assert_eq!(usage.wait_idle(Duration::ZERO), Ok(()));
+        assert!(!usage.enter());
+    }
+
+    #[test]
+    fn usage_raced_is_idle_only_when_all_have_left() {
+        for _ in 0..200 {
+            let usage = Usage::default();
+            let gone = AtomicBool::new(false);
+            std::thread::scope(|scope| {
+                for _ in 0..3 {
+                    scope.spawn(|| {
+                        while usage.enter() {
+                            // What the users share must still be there.
+                            assert!(!gone.load(Ordering::SeqCst));
+                            usage.leave();
+                        }
+                    });
+                }
+                usage.disable();
+                usage.wait_idle(Duration::from_secs(20)).unwrap();
+                gone.store(true, Ordering::SeqCst);
+            });
+        }
+    }
+}
