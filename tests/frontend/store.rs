@@ -2,14 +2,11 @@
 
 //! A store whose syncs can be watched, held up and made to fail.
 
-use std::fs::File;
 use std::io;
-use std::os::fd::{AsFd, BorrowedFd};
-use std::os::unix::fs::FileExt;
+use std::os::fd::BorrowedFd;
 use std::sync::{Arc, Condvar, Mutex};
 
-use pfn_blk::{Access, NrPages, Pgoff, Store};
-use rustix::fs::MemfdFlags;
+use pfn_blk::{Access, MemoryStore, NrPages, Pgoff, Store};
 
 /// What a test sees and does.
 #[derive(Debug, Default)]
@@ -56,43 +53,40 @@ impl Control {
 
 #[derive(Debug)]
 pub(crate) struct ControlledStore {
-    file: File,
-    nr_pages: NrPages,
+    store: MemoryStore,
     control: Arc<Control>,
 }
 
 impl ControlledStore {
     pub(crate) fn new(bytes: u64, control: Arc<Control>) -> Self {
         let nr_pages = NrPages::try_from_bytes(bytes).unwrap();
-        let file = File::from(rustix::fs::memfd_create("store", MemfdFlags::CLOEXEC).unwrap());
-        file.set_len(bytes).unwrap();
-        Self { file, nr_pages, control }
+        Self { store: MemoryStore::new("controlled", nr_pages).unwrap(), control }
     }
 }
 
 impl Store for ControlledStore {
     fn name(&self) -> &str {
-        "controlled"
+        self.store.name()
     }
 
     fn nr_pages(&self) -> NrPages {
-        self.nr_pages
+        self.store.nr_pages()
     }
 
     fn access(&self) -> Access {
-        Access::ReadWrite
+        self.store.access()
     }
 
     fn fd(&self) -> BorrowedFd<'_> {
-        self.file.as_fd()
+        self.store.fd()
     }
 
     fn read(&self, at: Pgoff, buffer: &mut [u8]) -> io::Result<()> {
-        self.file.read_exact_at(buffer, at.bytes())
+        self.store.read(at, buffer)
     }
 
     fn write(&self, at: Pgoff, buffer: &[u8]) -> io::Result<()> {
-        self.file.write_all_at(buffer, at.bytes())
+        self.store.write(at, buffer)
     }
 
     fn persist(&self) -> io::Result<()> {

@@ -84,7 +84,7 @@ impl<'a> Extent<'a> {
 
     /// The same, for a holder that gives the lease back when it is told to: `revoke` is called
     /// once when the store is disabled, from the thread that does so, and then the lease is waited
-    /// for.
+    /// for. Where the store is disabled at this moment it may be called although this fails.
     pub fn lease_revocable(
         self,
         revoke: impl FnOnce() + Send + 'static,

@@ -181,11 +181,11 @@ impl fmt::Debug for Pagemap {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::testing::MemoryStore;
+    use crate::testing::FaultyStore;
 
     #[test]
     fn persist_after_failure_stays_failed() {
-        let (store, control) = MemoryStore::new("leg", 4);
+        let (store, control) = FaultyStore::new("leg", 4);
         let mut space = crate::PfnSpace::new();
         let pagemap = space.add(Box::new(store)).unwrap();
         pagemap.persist().unwrap();
@@ -199,8 +199,8 @@ mod tests {
     #[test]
     fn pgoff_of_foreign_pfn_is_none() {
         let mut space = crate::PfnSpace::new();
-        let first = space.add(Box::new(MemoryStore::new("a", 4).0)).unwrap();
-        let second = space.add(Box::new(MemoryStore::new("b", 2).0)).unwrap();
+        let first = space.add(Box::new(FaultyStore::new("a", 4).0)).unwrap();
+        let second = space.add(Box::new(FaultyStore::new("b", 2).0)).unwrap();
         assert_eq!(first.pgoff(first.pfns().start()), Some(Pgoff::ZERO));
         assert_eq!(first.pgoff(second.pfns().start()), None);
         assert_eq!(second.pgoff(first.pfns().start()), None);

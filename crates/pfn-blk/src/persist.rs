@@ -54,6 +54,16 @@ impl<'a> SyncSet<'a> {
         }
     }
 
+    /// How many stores that is.
+    pub fn len(&self) -> usize {
+        self.pagemaps.len()
+    }
+
+    /// Whether nothing needs a sync.
+    pub fn is_empty(&self) -> bool {
+        self.pagemaps.is_empty()
+    }
+
     /// Syncs every store, also behind one that fails, and returns the first error.
     pub fn sync(self) -> Result<(), PersistError> {
         self.pagemaps.into_iter().map(Pagemap::persist).fold(Ok(()), Result::and)

@@ -2,15 +2,13 @@
 
 //! A store for the unit tests, whose syncs can be counted and made to fail.
 
-use std::fs::File;
 use std::io;
-use std::os::fd::{AsFd, BorrowedFd};
-use std::os::unix::fs::FileExt;
+use std::os::fd::BorrowedFd;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 use crate::page::{NrPages, Pgoff};
-use crate::store::{Access, Store};
+use crate::store::{Access, MemoryStore, Store};
 
 #[derive(Debug, Default)]
 pub(crate) struct Control {
@@ -19,13 +17,6 @@ pub(crate) struct Control {
 }
 
 impl Control {
-    fn check(&self) -> io::Result<()> {
-        match self.fail_next.swap(false, Ordering::SeqCst) {
-            true => Err(io::Error::other("injected")),
-            false => Ok(()),
-        }
-    }
-
     /// Has the next read, write or sync fail.
     pub(crate) fn fail_next(&self) {
         self.fail_next.store(true, Ordering::SeqCst);
@@ -34,52 +25,54 @@ impl Control {
     pub(crate) fn syncs(&self) -> u64 {
         self.syncs.load(Ordering::SeqCst)
     }
+
+    fn check(&self) -> io::Result<()> {
+        match self.fail_next.swap(false, Ordering::SeqCst) {
+            true => Err(io::Error::other("injected")),
+            false => Ok(()),
+        }
+    }
 }
 
 #[derive(Debug)]
-pub(crate) struct MemoryStore {
-    name: String,
-    file: File,
-    nr_pages: NrPages,
+pub(crate) struct FaultyStore {
+    store: MemoryStore,
     control: Arc<Control>,
 }
 
-impl MemoryStore {
+impl FaultyStore {
     pub(crate) fn new(name: &str, nr_pages: u64) -> (Self, Arc<Control>) {
-        let nr_pages = NrPages::try_new(nr_pages).unwrap();
-        let memfd = rustix::fs::memfd_create(name, rustix::fs::MemfdFlags::CLOEXEC).unwrap();
-        let file = File::from(memfd);
-        file.set_len(nr_pages.bytes()).unwrap();
+        let store = MemoryStore::new(name, NrPages::try_new(nr_pages).unwrap()).unwrap();
         let control = Arc::new(Control::default());
-        (Self { name: name.to_owned(), file, nr_pages, control: Arc::clone(&control) }, control)
+        (Self { store, control: Arc::clone(&control) }, control)
     }
 }
 
-impl Store for MemoryStore {
+impl Store for FaultyStore {
     fn name(&self) -> &str {
-        &self.name
+        self.store.name()
     }
 
     fn nr_pages(&self) -> NrPages {
-        self.nr_pages
+        self.store.nr_pages()
     }
 
     fn access(&self) -> Access {
-        Access::ReadWrite
+        self.store.access()
     }
 
     fn fd(&self) -> BorrowedFd<'_> {
-        self.file.as_fd()
+        self.store.fd()
     }
 
     fn read(&self, at: Pgoff, buffer: &mut [u8]) -> io::Result<()> {
         self.control.check()?;
-        self.file.read_exact_at(buffer, at.bytes())
+        self.store.read(at, buffer)
     }
 
     fn write(&self, at: Pgoff, buffer: &[u8]) -> io::Result<()> {
         self.control.check()?;
-        self.file.write_all_at(buffer, at.bytes())
+        self.store.write(at, buffer)
     }
 
     fn persist(&self) -> io::Result<()> {

@@ -3,6 +3,7 @@
 //! Stores: the leaves of a stack, each an open file with pages behind it.
 
 mod file;
+mod memory;
 
 use std::fmt;
 use std::io;
@@ -11,6 +12,7 @@ use std::os::fd::BorrowedFd;
 use crate::page::{NrPages, Pgoff};
 
 pub use self::file::{FileStore, InvalidStore, Sizing};
+pub use self::memory::MemoryStore;
 
 /// What may be done with pages.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]

@@ -1,0 +1,65 @@
+// SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
+
+//! Anonymous memory as a store.
+
+use std::fs::File;
+use std::io;
+use std::os::fd::{AsFd, BorrowedFd};
+use std::os::unix::fs::FileExt;
+
+use rustix::fs::{MemfdFlags, SealFlags};
+
+use super::{Access, Store};
+use crate::page::{NrPages, Pgoff};
+
+/// A memfd: pages that live as long as the process and those that map them, and can't shrink.
+#[derive(Debug)]
+pub struct MemoryStore {
+    name: String,
+    file: File,
+    nr_pages: NrPages,
+}
+
+impl MemoryStore {
+    /// As many pages of zeroes; they take memory once they are written.
+    pub fn new(name: &str, nr_pages: NrPages) -> io::Result<Self> {
+        let flags = MemfdFlags::CLOEXEC | MemfdFlags::ALLOW_SEALING;
+        let file = File::from(rustix::fs::memfd_create(name, flags)?);
+        file.set_len(nr_pages.bytes())?;
+        // Nobody who maps it can be made to fault.
+        let seals = SealFlags::SHRINK | SealFlags::GROW | SealFlags::SEAL;
+        rustix::fs::fcntl_add_seals(&file, seals)?;
+        Ok(Self { name: name.to_owned(), file, nr_pages })
+    }
+}
+
+impl Store for MemoryStore {
+    fn name(&self) -> &str {
+        &self.name
+    }
+
+    fn nr_pages(&self) -> NrPages {
+        self.nr_pages
+    }
+
+    fn access(&self) -> Access {
+        Access::ReadWrite
+    }
+
+    fn fd(&self) -> BorrowedFd<'_> {
+        self.file.as_fd()
+    }
+
+    fn read(&self, at: Pgoff, buffer: &mut [u8]) -> io::Result<()> {
+        self.file.read_exact_at(buffer, at.bytes())
+    }
+
+    fn write(&self, at: Pgoff, buffer: &[u8]) -> io::Result<()> {
+        self.file.write_all_at(buffer, at.bytes())
+    }
+
+    fn persist(&self) -> io::Result<()> {
+        // There is nothing that it could lose and the process keep.
+        Ok(())
+    }
+}

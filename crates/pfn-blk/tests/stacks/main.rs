@@ -1,0 +1,9 @@
+// SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
+
+//! What every store and every target must do, alone and in random stacks, against a model that
+//! knows each page by itself.
+
+mod conformance;
+mod lifetimes;
+mod model;
+mod stack;
