@@ -5,7 +5,7 @@
 use std::os::fd::RawFd;
 use std::path::PathBuf;
 
-use clap::{Args, Parser};
+use clap::{Args, Parser, Subcommand};
 use tracing::level_filters::LevelFilter;
 
 use crate::size::ByteSize;
@@ -15,8 +15,11 @@ use crate::size::ByteSize;
 ///
 /// Runs in the foreground, serves one frontend after another, and ends on SIGTERM or SIGINT.
 #[derive(Debug, Parser)]
-#[command(version)]
+#[command(version, subcommand_negates_reqs = true, args_conflicts_with_subcommands = true)]
 pub(crate) struct Cli {
+    #[command(subcommand)]
+    pub(crate) command: Option<Command>,
+
     #[command(flatten)]
     pub(crate) endpoint: EndpointArgs,
 
@@ -30,6 +33,17 @@ pub(crate) struct Cli {
     /// How much to log to standard error: off, error, warn, info, debug or trace
     #[arg(long, value_name = "LEVEL", default_value = "info")]
     pub(crate) log_level: LevelFilter,
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum Command {
+    /// Show what a table makes – its stack, its extents, and whether and how it can be served –
+    /// without serving it
+    Check {
+        /// The table
+        #[arg(long, value_name = "FILE")]
+        table: PathBuf,
+    },
 }
 
 #[derive(Debug, Args)]
@@ -56,8 +70,8 @@ pub(crate) struct BackingArgs {
     #[arg(long, value_name = "SIZE", conflicts_with = "table")]
     pub(crate) size: Option<ByteSize>,
 
-    /// Serve what this table describes, in dmsetup's grammar, one target a line:
-    /// start length linear PATH start-in-file, in 512-byte sectors
+    /// Serve what this table describes, in dmsetup's grammar, one target a line, such as
+    /// "0 524288 linear PATH 0", in 512-byte sectors; linear, striped, zero and error are known
     #[arg(long, value_name = "FILE")]
     pub(crate) table: Option<PathBuf>,
 }

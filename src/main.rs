@@ -4,13 +4,14 @@
 
 mod backing;
 mod capabilities;
+mod check;
 mod cli;
 mod relay;
 mod shutdown;
 mod size;
 mod socket;
 
-use std::io::{IsTerminal, stderr};
+use std::io::{IsTerminal, stderr, stdout};
 use std::process::ExitCode;
 use std::sync::Arc;
 
@@ -19,7 +20,7 @@ use clap::Parser;
 use tracing::info;
 use vhost_pmem::Device;
 
-use crate::cli::Cli;
+use crate::cli::{Cli, Command};
 use crate::size::ByteSize;
 use crate::socket::Endpoint;
 
@@ -36,7 +37,11 @@ fn main() -> ExitCode {
         .with_ansi(stderr().is_terminal())
         .with_writer(stderr)
         .init();
-    match run(&cli) {
+    let result = match &cli.command {
+        Some(Command::Check { table }) => check::run(table, &mut stdout().lock()),
+        None => serve(&cli),
+    };
+    match result {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
             eprintln!("vhost-pmemd: {error:#}");
@@ -45,7 +50,7 @@ fn main() -> ExitCode {
     }
 }
 
-fn run(cli: &Cli) -> anyhow::Result<()> {
+fn serve(cli: &Cli) -> anyhow::Result<()> {
     let endpoint = Endpoint::open(&cli.endpoint)?;
     let region = backing::open(&cli.backing)?;
     let size = ByteSize(region.nr_pages().bytes());

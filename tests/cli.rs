@@ -324,6 +324,65 @@ fn table_with_pages_that_cannot_be_mapped_says_why() {
     );
 }
 
+/// Runs `check` on a table over two files of 1 MiB.
+fn check(place: &Place, table: &str) -> (Output, String) {
+    for name in ["a", "b"] {
+        fs::File::create(place.path(name)).unwrap().set_len(1 << 20).unwrap();
+    }
+    fs::write(place.path("table"), place.expand(table)).unwrap();
+    let output = place.run("check --table @/table");
+    let shown = String::from_utf8(output.stdout.clone()).unwrap();
+    (output, shown.replace(&place.expand("@"), "@"))
+}
+
+#[test]
+fn check_shows_stack_extents_and_window() {
+    let place = Place::new();
+    let (output, shown) = check(
+        &place,
+        "s: 0 4096 striped 2 1024 @/a 0 @/b 0\n0 1024 linear s 0\n1024 3072 linear s 1024\n",
+    );
+    assert!(output.status.success(), "{output:?}");
+    let expected = "device: 2 MiB (2097152 bytes), 512 pages
+├─ linear, 512 KiB (524288 bytes) from pgoff 0x0
+│  └─ table s from pgoff 0x0
+│     └─ striped over 2 in chunks of 512 KiB (524288 bytes), 2 MiB (2097152 bytes) from pgoff 0x0
+│        ├─ file @/a from pgoff 0x0
+│        └─ file @/b from pgoff 0x0
+└─ linear, 1536 KiB (1572864 bytes) from pgoff 0x80
+   └─ table s from pgoff 0x80
+      └─ striped over 2 in chunks of 512 KiB (524288 bytes), 2 MiB (2097152 bytes) from pgoff 0x0
+         ├─ file @/a from pgoff 0x0
+         └─ file @/b from pgoff 0x0
+extents:
+  pgoff 0x0, 128 pages: direct, @/a from byte 0
+  pgoff 0x80, 128 pages: direct, @/b from byte 0
+  pgoff 0x100, 128 pages: direct, @/a from byte 524288
+  pgoff 0x180, 128 pages: direct, @/b from byte 524288
+window: direct, in 4 mappings
+";
+    assert_eq!(shown, expected);
+}
+
+#[test]
+fn check_of_what_cannot_be_served_says_why_and_fails() {
+    let place = Place::new();
+    let (output, shown) = check(&place, "0 2048 striped 2 8 @/a 0 @/b 0\n2048 1024 zero\n");
+    assert_eq!(output.status.code(), Some(1));
+    assert!(shown.contains("\n  and 193 more\n"), "{shown}");
+    assert!(shown.ends_with("\nwindow: none\n"), "{shown}");
+    let stderr = String::from_utf8(output.stderr).unwrap();
+    assert!(
+        stderr.starts_with("vhost-pmemd: cannot be served: the region has 1572864 bytes"),
+        "{stderr}"
+    );
+
+    let (output, _) = check(&place, "0 8 linear @/c 0\n");
+    assert_eq!(output.status.code(), Some(1));
+    let stderr = String::from_utf8(output.stderr).unwrap();
+    assert!(stderr.ends_with("/c: no such file\n"), "{stderr}");
+}
+
 #[test]
 fn arguments_that_make_no_sense_are_refused_by_name() {
     let place = Place::new();

@@ -5,6 +5,7 @@
 
 use std::cell::RefCell;
 use std::collections::HashSet;
+use std::rc::Rc;
 use std::sync::Arc;
 
 use pfn_blk::{
@@ -186,10 +187,13 @@ impl Subject {
     }
 }
 
-/// Counts how often a bio ends, and how.
-fn ending() -> (&'static RefCell<Vec<bool>>, impl FnOnce(Result<(), BioError>)) {
-    let ended: &'static RefCell<Vec<bool>> = Box::leak(Box::default());
-    (ended, |result: Result<(), BioError>| ended.borrow_mut().push(result.is_ok()))
+/// How often a bio has ended, and whether well.
+type Ended = Rc<RefCell<Vec<bool>>>;
+
+fn ending() -> (Ended, impl FnOnce(Result<(), BioError>)) {
+    let ended = Ended::default();
+    let heard = Rc::clone(&ended);
+    (ended, move |result: Result<(), BioError>| heard.borrow_mut().push(result.is_ok()))
 }
 
 fn of(start: usize, len: usize) -> pfn_blk::PgoffRange {

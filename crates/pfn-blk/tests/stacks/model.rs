@@ -2,7 +2,7 @@
 
 //! The model: a list of pages.
 
-use pfn_blk::{NrPages, PAGE_SIZE, Pgoff, PgoffRange};
+use pfn_blk::{NrPages, Pgoff, PgoffRange};
 
 /// What a page of a stack is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -51,5 +51,5 @@ pub(crate) fn range(start: u64, len: u64) -> PgoffRange {
 
 /// A page for each byte, filled with it.
 pub(crate) fn fill(bytes: &[u8]) -> Vec<u8> {
-    bytes.iter().flat_map(|byte| [*byte; PAGE_SIZE as usize]).collect()
+    bytes.iter().flat_map(|byte| [*byte; 4096]).collect()
 }
