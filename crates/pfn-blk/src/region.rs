@@ -8,7 +8,7 @@ use thiserror::Error;
 
 use crate::bio::{Bio, BioError, BioVec, Buffer, Operation};
 use crate::extent::{Extent, NotDirect};
-use crate::page::{NrPages, PfnRange, Pgoff, PgoffRange};
+use crate::page::{NrPages, Pgoff, PgoffRange};
 use crate::pagemap::Pagemap;
 use crate::persist::{PersistError, SyncSet};
 use crate::sg::{AccessError, Kmap, KmapError, SgList};
@@ -55,21 +55,23 @@ impl Region {
     }
 
     fn check_used_once(&self) -> Result<(), InvalidRegion> {
-        let mut used: Vec<(PfnRange, &Pagemap)> = Vec::new();
+        let mut used: Vec<(&Pagemap, PgoffRange)> = Vec::new();
         self.target.leaves(self.pages(), &mut |pagemap, pages| {
             if pagemap.store().access() == Access::ReadWrite {
-                used.push((pagemap.pfns_of(pages), pagemap));
+                used.push((pagemap, pages));
             }
         });
-        used.sort_by_key(|(pfns, _)| pfns.start());
-        let overlap = used.windows(2).find(|pair| pair[1].0.start().get() < pair[0].0.end());
+        used.sort_by_key(|(pagemap, pages)| (std::ptr::from_ref(*pagemap), pages.start()));
+        let overlap = used.windows(2).find(|pair| {
+            let [(one, before), (other, behind)] = [pair[0], pair[1]];
+            std::ptr::eq(one, other) && behind.start().get() < before.end()
+        });
         match overlap {
             None => Ok(()),
             Some(pair) => {
-                let (pfns, pagemap) = pair[1];
+                let (pagemap, pages) = pair[1];
                 let store = pagemap.store().name().to_owned();
-                let at = pagemap.pgoff(pfns.start()).expect("a leaf's page is its store's");
-                Err(InvalidRegion::UsedTwice { store, at })
+                Err(InvalidRegion::UsedTwice { store, at: pages.start() })
             }
         }
     }
