@@ -99,3 +99,35 @@ fn region_of_64_extents_is_one_device() {
     vm.wait().unwrap().expect_success().unwrap();
     assert_eq!(pages_of(0xa7, &file), 64 << 10);
 }
+
+#[test]
+fn files_striped_in_large_chunks_are_one_device() {
+    const PIECE: u64 = 256 << 20;
+    let lab = Lab::open().unwrap();
+    let dir = tempfile::tempdir().unwrap();
+    let pieces = ["a", "b"].map(|name| dir.path().join(name));
+    for piece in &pieces {
+        std::fs::File::create(piece).unwrap().set_len(PIECE).unwrap();
+    }
+    let [a, b] = pieces.each_ref().map(|piece| piece.display());
+    let (length, chunk) = (2 * PIECE / 512, (16 << 20) / 512);
+    let table = dir.path().join("table");
+    std::fs::write(&table, format!("0 {length} striped 2 {chunk} {a} 0 {b} 0")).unwrap();
+    let daemon = Daemon::start(DAEMON, ["--table".as_ref(), table.as_os_str()]).unwrap();
+    assert!(daemon.log().contains("extents=32"), "{}", daemon.log());
+
+    let script = Filesystem::Ext4.script(
+        "mkfs /dev/pmem0
+        mount_dax /dev/pmem0
+        xfs_io -fc 'pwrite -q -S 0xa7 0 200m' -c fsync /mnt/file
+        umount /mnt
+        fsck /dev/pmem0
+        mount_dax /dev/pmem0
+        head -c 200m /dev/zero | tr '\\0' '\\247' | cmp - /mnt/file",
+    );
+    let vm = guest(&lab, Filesystem::Ext4, &[&daemon]).script(&script).boot().unwrap();
+    vm.wait().unwrap().expect_success().unwrap();
+    let pages = pieces.each_ref().map(|piece| pages_of(0xa7, piece));
+    assert_eq!(pages.iter().sum::<usize>(), 200 * 256);
+    assert!(pages.iter().all(|&pages| pages > 80 * 256), "{pages:?}");
+}
