@@ -61,7 +61,7 @@ pub(crate) struct EndpointArgs {
 
 #[derive(Debug, Args)]
 pub(crate) struct BackingArgs {
-    /// Serve this file
+    /// Serve this file or block device
     #[arg(long, value_name = "PATH", required_unless_present = "table", conflicts_with = "table")]
     pub(crate) file: Option<PathBuf>,
 

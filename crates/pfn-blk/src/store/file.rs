@@ -1,11 +1,11 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
 
-//! A regular file as a store.
+//! A file or block device as a store.
 
-use std::fs::{File, OpenOptions};
-use std::io;
+use std::fs::File;
+use std::io::{self, Seek, SeekFrom};
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
-use std::os::unix::fs::FileExt;
+use std::os::unix::fs::{FileExt, FileTypeExt};
 use std::path::Path;
 
 use rustix::fs::{FlockOperation, Mode, OFlags};
@@ -25,9 +25,15 @@ pub enum InvalidStore {
     /// A directory.
     #[error("a directory, not a file")]
     Directory,
-    /// Something that isn't a regular file.
-    #[error("not a regular file")]
-    NotRegular,
+    /// Something that has no pages.
+    #[error("neither a regular file nor a block device")]
+    NoPages,
+    /// A block device that was asked to be another size.
+    #[error("a block device, which can't be made another size")]
+    FixedSize,
+    /// A block device that is mounted, or that something else has opened exclusively.
+    #[error("busy: mounted, or in use by another device or process")]
+    Busy,
     /// A size that isn't whole pages.
     #[error("unusable size")]
     Size(#[source] InvalidPages),
@@ -73,8 +79,9 @@ pub enum Sizing {
     Kept,
 }
 
-/// A regular file on any filesystem.
+/// A regular file on any filesystem, or a block device.
 ///
+/// A block device that is to be written is opened exclusively, so that nobody mounts it meanwhile.
 /// The file is locked with `flock(2)` for as long as the store lives: exclusively where it is
 /// opened read-write, shared where read-only. Its size is read once; whole pages are demanded, as
 /// a partial last page could be written but would not be kept.
@@ -93,8 +100,9 @@ pub struct FileStore {
 impl FileStore {
     /// Opens an existing file.
     pub fn open(path: &Path, access: Access) -> Result<Self, InvalidStore> {
-        let file = open(path, access, false)?;
-        let bytes = file.metadata().map_err(InvalidStore::io("read its size"))?.len();
+        let mut file = open(path, access, false)?;
+        // Metadata has no size for a block device.
+        let bytes = file.seek(SeekFrom::End(0)).map_err(InvalidStore::io("read its size"))?;
         Self::try_new(path, file, bytes, access)
     }
 
@@ -105,7 +113,11 @@ impl FileStore {
             Err(InvalidStore::Missing) => (open(path, Access::ReadWrite, true)?, false),
             opened => (opened?, true),
         };
-        let is = file.metadata().map_err(InvalidStore::io("read its size"))?.len();
+        let metadata = file.metadata().map_err(InvalidStore::io("read its size"))?;
+        if metadata.file_type().is_block_device() {
+            return Err(InvalidStore::FixedSize);
+        }
+        let is = metadata.len();
         let asked = size.bytes();
         if is > asked {
             return Err(InvalidStore::TooLong { is, asked });
@@ -128,11 +140,7 @@ impl FileStore {
     fn try_new(path: &Path, file: File, bytes: u64, access: Access) -> Result<Self, InvalidStore> {
         let nr_pages = NrPages::try_from_bytes(bytes).map_err(InvalidStore::Size)?;
         let name = path.display().to_string();
-        let mapped = OpenOptions::new()
-            .read(true)
-            .write(access == Access::ReadWrite)
-            .open(format!("/proc/self/fd/{}", file.as_raw_fd()))
-            .map_err(InvalidStore::io("open it a second time, through /proc"))?;
+        let mapped = reopen(&file, flags(access))?;
         Ok(Self { name, file, mapped, nr_pages, access })
     }
 }
@@ -169,13 +177,30 @@ impl Store for FileStore {
     }
 }
 
-fn open(path: &Path, access: Access, create: bool) -> Result<File, InvalidStore> {
-    // Without NONBLOCK a FIFO would block here, for ever.
-    let mut flags = OFlags::CLOEXEC | OFlags::NONBLOCK;
-    flags |= match access {
+fn flags(access: Access) -> OFlags {
+    let flags = match access {
         Access::ReadOnly => OFlags::RDONLY,
         Access::ReadWrite => OFlags::RDWR,
     };
+    flags | OFlags::CLOEXEC
+}
+
+/// Opens a file that is open a second time.
+fn reopen(file: &File, flags: OFlags) -> Result<File, InvalidStore> {
+    let path = format!("/proc/self/fd/{}", file.as_raw_fd());
+    match rustix::fs::open(path, flags, Mode::empty()) {
+        Ok(file) => Ok(file.into()),
+        Err(Errno::BUSY) => Err(InvalidStore::Busy),
+        Err(errno) => {
+            let action = "open it a second time, through /proc";
+            Err(InvalidStore::Io { action, source: errno.into() })
+        }
+    }
+}
+
+fn open(path: &Path, access: Access, create: bool) -> Result<File, InvalidStore> {
+    // Without NONBLOCK a FIFO would block here, for ever.
+    let mut flags = flags(access) | OFlags::NONBLOCK;
     if create {
         flags |= OFlags::CREATE | OFlags::EXCL;
     }
@@ -185,13 +210,17 @@ fn open(path: &Path, access: Access, create: bool) -> Result<File, InvalidStore>
             Errno::ISDIR => InvalidStore::Directory,
             _ => InvalidStore::Io { action: "open it", source: errno.into() },
         })?;
-    let file = File::from(file);
+    let mut file = File::from(file);
     let kind = file.metadata().map_err(InvalidStore::io("inspect it"))?.file_type();
     if kind.is_dir() {
         return Err(InvalidStore::Directory);
     }
-    if !kind.is_file() {
-        return Err(InvalidStore::NotRegular);
+    if kind.is_block_device() {
+        if access == Access::ReadWrite {
+            file = reopen(&file, self::flags(access) | OFlags::EXCL)?;
+        }
+    } else if !kind.is_file() {
+        return Err(InvalidStore::NoPages);
     }
     let operation = match access {
         Access::ReadOnly => FlockOperation::NonBlockingLockShared,
@@ -242,7 +271,7 @@ mod tests {
     #[test]
     fn open_device_is_refused() {
         let error = FileStore::open(Path::new("/dev/null"), Access::ReadWrite).unwrap_err();
-        assert!(matches!(error, InvalidStore::NotRegular), "{error:?}");
+        assert!(matches!(error, InvalidStore::NoPages), "{error:?}");
     }
 
     #[test]
@@ -251,7 +280,7 @@ mod tests {
         let path = dir.path().join("fifo");
         rustix::fs::mkfifoat(rustix::fs::CWD, &path, rustix::fs::Mode::RUSR).unwrap();
         let error = FileStore::open(&path, Access::ReadOnly).unwrap_err();
-        assert!(matches!(error, InvalidStore::NotRegular), "{error:?}");
+        assert!(matches!(error, InvalidStore::NoPages), "{error:?}");
     }
 
     #[test]
