@@ -12,6 +12,7 @@ use crate::lease::StoreDisabled;
 use crate::page::{NrPages, PgoffRange};
 use crate::persist::PersistError;
 use crate::region::OutOfRange;
+use crate::sg::SgList;
 
 /// Which way data goes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -51,6 +52,14 @@ pub enum BioError {
         pages: PgoffRange,
         /// The size of all buffers.
         bytes: usize,
+    },
+    /// Pinned pages that are more or fewer.
+    #[error("{pinned} are pinned for {pages}")]
+    Pinned {
+        /// The pages.
+        pages: PgoffRange,
+        /// How many are pinned.
+        pinned: NrPages,
     },
     /// A store failed; the pages are the store's own.
     #[error("cannot {direction} {pages} of {store}")]
@@ -180,6 +189,8 @@ impl<'a> BioVec<'a> {
 /// What a [`Bio`] is to do.
 pub(crate) enum Operation<'a> {
     Transfer(Vec<BioVec<'a>>),
+    /// With pages that are pinned, in place of buffers.
+    Copy(Direction, &'a SgList),
     Persist,
 }
 
@@ -216,6 +227,38 @@ impl<'a> Bio<'a> {
         end_io: impl FnOnce(Result<(), BioError>) + 'a,
     ) -> Result<Self, BioError> {
         Self::transfer(pages, buffers.into_iter().map(Buffer::Write), Box::new(end_io))
+    }
+
+    /// Reads `pages` into pinned pages, as many, of this or another region.
+    pub fn read_to(
+        pages: PgoffRange,
+        pinned: &'a SgList,
+        end_io: impl FnOnce(Result<(), BioError>) + 'a,
+    ) -> Result<Self, BioError> {
+        Self::copy(Direction::Read, pages, pinned, Box::new(end_io))
+    }
+
+    /// Writes what pinned pages, as many, of this or another region hold, to `pages`. Durable only
+    /// after a persist.
+    pub fn write_from(
+        pages: PgoffRange,
+        pinned: &'a SgList,
+        end_io: impl FnOnce(Result<(), BioError>) + 'a,
+    ) -> Result<Self, BioError> {
+        Self::copy(Direction::Write, pages, pinned, Box::new(end_io))
+    }
+
+    fn copy(
+        direction: Direction,
+        pages: PgoffRange,
+        pinned: &'a SgList,
+        end_io: EndIo<'a>,
+    ) -> Result<Self, BioError> {
+        if pinned.pages().nr_pages() != pages.nr_pages() {
+            return Err(BioError::Pinned { pages, pinned: pinned.pages().nr_pages() });
+        }
+        let operation = Operation::Copy(direction, pinned);
+        Ok(Self { pages, operation, end_io: Some(end_io) })
     }
 
     /// Makes durable what was written to `pages` before the bio was submitted.
@@ -280,6 +323,7 @@ impl fmt::Debug for Bio<'_> {
             Operation::Transfer(vecs) => {
                 vecs.first().map_or("transfer", |vec| vec.direction().name())
             }
+            Operation::Copy(direction, _) => direction.name(),
             Operation::Persist => "persist",
         };
         write!(f, "{operation} {}", self.pages)

@@ -8,7 +8,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use thiserror::Error;
 
-use crate::page::{NrPages, PfnRange, Pgoff};
+use crate::page::{NrPages, PfnRange, Pgoff, PgoffRange};
 use crate::pagemap::Pagemap;
 use crate::store::Access;
 
@@ -114,7 +114,13 @@ impl Lease {
 
     /// Where in [`fd`](Self::fd) the first page lies; its byte offset is [`Pgoff::bytes`].
     pub fn pgoff(&self) -> Pgoff {
-        self.pagemap.pgoff(self.pfns.start()).expect("a lease is of its store's pages")
+        self.pages().start()
+    }
+
+    /// The store's own pages.
+    pub fn pages(&self) -> PgoffRange {
+        let pages = self.pfns.rebase(self.pagemap.pfns().start(), Pgoff::ZERO);
+        pages.expect("a lease is of its store's pages")
     }
 
     /// What the pages may be used for.

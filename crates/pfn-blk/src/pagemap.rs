@@ -124,7 +124,8 @@ impl Pagemap {
 }
 
 impl Pagemap {
-    fn transfer(&self, vec: BioVec<'_>) -> Result<(), BioError> {
+    /// Moves data, for whoever is known to be using the store already.
+    pub(crate) fn transfer(&self, vec: BioVec<'_>) -> Result<(), BioError> {
         let (pages, direction) = (vec.pages(), vec.direction());
         let at = pages.start();
         let done = match vec.into_buffer() {

@@ -6,7 +6,7 @@ use std::sync::Arc;
 
 use thiserror::Error;
 
-use crate::bio::{Bio, BioError, BioVec, Buffer, Operation};
+use crate::bio::{Bio, BioError, BioVec, Buffer, Direction, Operation};
 use crate::extent::{Extent, NotDirect};
 use crate::page::{NrPages, Pgoff, PgoffRange};
 use crate::pagemap::Pagemap;
@@ -110,9 +110,42 @@ impl Region {
             Operation::Transfer(vecs) => {
                 vecs.into_iter().try_for_each(|vec| self.target.submit(vec))
             }
+            Operation::Copy(direction, pinned) => self.copy(direction, pages, pinned),
             Operation::Persist => Ok(self.persist(pages)?),
         });
         bio.end(result);
+    }
+
+    /// Copies between `pages` and as many pinned ones, through a buffer.
+    fn copy(
+        &self,
+        direction: Direction,
+        pages: PgoffRange,
+        pinned: &SgList,
+    ) -> Result<(), BioError> {
+        let mut buffer = Vec::new();
+        let mut start = pages.start();
+        for lease in pinned.runs() {
+            let run = PgoffRange::try_new(start, lease.nr_pages());
+            let run = run.expect("a piece of a range is a range");
+            for (piece, at) in pieces(run).zip(pieces(lease.pages())) {
+                let len = usize::try_from(piece.nr_pages().bytes()).expect("a piece is small");
+                buffer.resize(len, 0);
+                let store = lease.pagemap();
+                match direction {
+                    Direction::Read => {
+                        self.read(piece, &mut buffer)?;
+                        store.transfer(BioVec::try_new(at, Buffer::Write(&buffer))?)?;
+                    }
+                    Direction::Write => {
+                        store.transfer(BioVec::try_new(at, Buffer::Read(&mut buffer))?)?;
+                        self.write(piece, &buffer)?;
+                    }
+                }
+            }
+            start = start.checked_add(lease.nr_pages()).expect("a piece's end is a page number");
+        }
+        Ok(())
     }
 
     /// Reads `pages` into `buffer`, of exactly their size.
@@ -155,6 +188,18 @@ impl Region {
         }
         Err(OutOfRange { pages, region: self.nr_pages() })
     }
+}
+
+/// `pages` in pieces of at most 1 MiB.
+fn pieces(pages: PgoffRange) -> impl Iterator<Item = PgoffRange> {
+    let mut rest = Some(pages);
+    std::iter::from_fn(move || {
+        let pages = rest?;
+        let nr_pages = NrPages::try_new(pages.nr_pages().get().min(256)).ok()?;
+        let piece = PgoffRange::try_new(pages.start(), nr_pages).ok()?;
+        rest = pages.behind(piece);
+        Some(piece)
+    })
 }
 
 /// Walks a target's extents and joins those that lie one after another in a store.

@@ -27,6 +27,8 @@ enum Step {
     Vectored(Index, Index, u8),
     /// Through mappings of the CPU.
     Kmap(Index, Index, u8),
+    /// From other pages of the same stack.
+    Copy(Index, Index, Index),
     Persist(Index, Index),
     Extents(Index, Index),
 }
@@ -38,6 +40,7 @@ fn any_step() -> impl Strategy<Value = Step> {
         pages().prop_map(|(start, len)| Step::Read(start, len)),
         (pages(), 1..=255u8).prop_map(|((start, len), byte)| Step::Vectored(start, len, byte)),
         (pages(), 1..=255u8).prop_map(|((start, len), byte)| Step::Kmap(start, len, byte)),
+        (pages(), any::<Index>()).prop_map(|((start, len), to)| Step::Copy(start, len, to)),
         pages().prop_map(|(start, len)| Step::Persist(start, len)),
         pages().prop_map(|(start, len)| Step::Extents(start, len)),
     ]
@@ -92,6 +95,23 @@ impl Subject {
                     assert!(self.model.write(start, &bytes));
                     self.check_read(start, bytes.len());
                 }
+            }
+            Step::Copy(start, len, to) => {
+                let (start, len) = self.pick(start, len);
+                let to = to.index(self.model.pages.len() - len + 1);
+                // Where they overlap it depends on the pieces what comes out.
+                let Ok(pinned) = self.region.pin(of(start, len)) else { return };
+                if start.abs_diff(to) < len {
+                    return;
+                }
+                let bytes = self.model.read(start, len).unwrap();
+                let (ended, end_io) = ending();
+                self.region.submit(Bio::write_from(of(to, len), &pinned, end_io).unwrap());
+                assert_eq!(ended.take(), [self.model.write(to, &bytes)]);
+                let Some(bytes) = self.model.read(to, len) else { return };
+                let (ended, end_io) = ending();
+                self.region.submit(Bio::read_to(of(to, len), &pinned, end_io).unwrap());
+                assert_eq!(ended.take(), [self.model.write(start, &bytes)]);
             }
             Step::Persist(start, len) => {
                 let (start, len) = self.pick(start, len);
@@ -347,5 +367,7 @@ fn bio_ends_exactly_once_however_it_goes() {
     Bio::write(of(0, 1), [page.as_slice(), page.as_slice()], end_io).unwrap_err();
     let (_, end_io) = ending();
     Bio::write(of(0, 1), [&page[..100], &page[100..]], end_io).unwrap_err();
+    let (_, end_io) = ending();
+    Bio::write_from(of(0, 1), &region.pin(of(0, 2)).unwrap(), end_io).unwrap_err();
     assert!(ended.take().is_empty());
 }
