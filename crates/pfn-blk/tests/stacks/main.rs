@@ -4,6 +4,7 @@
 //! knows each page by itself.
 
 mod conformance;
+mod faults;
 mod lifetimes;
 mod model;
 mod stack;

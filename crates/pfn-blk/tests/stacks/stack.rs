@@ -5,8 +5,8 @@
 use std::sync::Arc;
 
 use pfn_blk::{
-    ErrorTarget, Linear, MemoryStore, NrPages, Pagemap, PfnSpace, Pgoff, Striped, Table, Target,
-    ZeroTarget,
+    ErrorTarget, Linear, MemoryStore, NrPages, Pagemap, PfnSpace, Pgoff, Store, Striped, Table,
+    Target, ZeroTarget,
 };
 use proptest::prelude::*;
 
@@ -56,7 +56,15 @@ pub(crate) struct Built {
 
 impl Stack {
     pub(crate) fn build(&self) -> Built {
-        let mut builder = Builder { stores: Vec::new(), space: PfnSpace::new() };
+        self.build_on(&mut |_, store| Box::new(store))
+    }
+
+    /// Builds it on what `wrap` makes of each store, by its number.
+    pub(crate) fn build_on(
+        &self,
+        wrap: &mut dyn FnMut(usize, MemoryStore) -> Box<dyn Store>,
+    ) -> Built {
+        let mut builder = Builder { stores: Vec::new(), space: PfnSpace::new(), wrap };
         let (target, pages) = builder.build(self);
         let stores = builder.stores;
         let held = |store: &Arc<Pagemap>| vec![0; usize::try_from(store.nr_pages().get()).unwrap()];
@@ -65,22 +73,23 @@ impl Stack {
     }
 }
 
-struct Builder {
+struct Builder<'a> {
     stores: Vec<Arc<Pagemap>>,
     space: PfnSpace,
+    wrap: &'a mut dyn FnMut(usize, MemoryStore) -> Box<dyn Store>,
 }
 
 fn nr_pages(count: u64) -> NrPages {
     NrPages::try_new(count).unwrap()
 }
 
-impl Builder {
+impl Builder<'_> {
     fn build(&mut self, stack: &Stack) -> (Arc<dyn Target>, Vec<Page>) {
         match stack {
             Stack::Store(len) => {
                 let number = self.stores.len();
                 let store = MemoryStore::new(&format!("store {number}"), nr_pages(*len)).unwrap();
-                let pagemap = self.space.add(Box::new(store)).unwrap();
+                let pagemap = self.space.add((self.wrap)(number, store)).unwrap();
                 self.stores.push(Arc::clone(&pagemap));
                 (pagemap, (0..*len).map(|at| Page::At(number, at)).collect())
             }
