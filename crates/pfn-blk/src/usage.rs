@@ -50,19 +50,23 @@ impl Usage {
 
     /// Waits until nobody is in, or `patience` is at an end: then it returns how many still are.
     pub(crate) fn wait_idle(&self, patience: Duration) -> Result<(), u64> {
-        let deadline = Instant::now() + patience;
+        // None for longer than time lasts.
+        let deadline = Instant::now().checked_add(patience);
         let mut idle = self.lock();
         loop {
             let users = self.state.load(Ordering::Acquire) & !DISABLED;
             if users == 0 {
                 return Ok(());
             }
-            let left = deadline.saturating_duration_since(Instant::now());
-            if left.is_zero() {
-                return Err(users);
-            }
-            let waited = self.changed.wait_timeout(idle, left);
-            idle = waited.unwrap_or_else(PoisonError::into_inner).0;
+            let left = deadline.map(|deadline| deadline.saturating_duration_since(Instant::now()));
+            idle = match left {
+                Some(Duration::ZERO) => return Err(users),
+                Some(left) => {
+                    let waited = self.changed.wait_timeout(idle, left);
+                    waited.unwrap_or_else(PoisonError::into_inner).0
+                }
+                None => self.changed.wait(idle).unwrap_or_else(PoisonError::into_inner),
+            };
         }
     }
 
@@ -104,7 +108,7 @@ mod tests {
                     });
                 }
                 usage.disable();
-                usage.wait_idle(Duration::from_secs(20)).unwrap();
+                usage.wait_idle(Duration::MAX).unwrap();
                 gone.store(true, Ordering::SeqCst);
             });
         }

@@ -94,6 +94,12 @@ impl Subject {
                     mapped.write(0, &fill(&bytes)).unwrap();
                     assert!(self.model.write(start, &bytes));
                     self.check_read(start, bytes.len());
+                    for (at, byte) in (0..).zip(&bytes) {
+                        let mut page = [0; 4096];
+                        mapped.read(at * 4096, &mut page).unwrap();
+                        assert_eq!(page, [*byte; 4096]);
+                    }
+                    mapped.read(bytes.len() as u64 * 4096 - 1, &mut [0; 2]).unwrap_err();
                 }
             }
             Step::Copy(start, len, to) => {
