@@ -2,10 +2,12 @@
 
 //! Requests, good and bad, and what a flush promises.
 
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use crate::driver::{BUFFERS, Descriptor, NEXT, QUEUE_SIZE, RAM, RAM_SIZE, WRITE};
 use crate::server::Server;
+use crate::store::Control;
 use crate::vmm::{Abilities, Vmm};
 
 const SIZE: u64 = 1 << 20;
@@ -113,14 +115,20 @@ fn batch_is_synced_once_and_answered_whole() {
     assert_eq!(control.syncs(), before + 1);
 }
 
-#[test]
-fn flush_submitted_while_a_sync_runs_causes_another() {
+/// A flush that was taken, and whose sync doesn't end before it is released.
+fn flush_held() -> (Server, Arc<Control>, Vmm) {
     let (server, control) = Server::controlled(SIZE);
     let mut vmm = Vmm::start(&server.socket(), Abilities::default());
     control.hold();
     vmm.driver.add_flush(0);
     vmm.driver.publish();
     control.wait_for_syncs(1);
+    (server, control, vmm)
+}
+
+#[test]
+fn flush_submitted_while_a_sync_runs_causes_another() {
+    let (_server, control, mut vmm) = flush_held();
     // This one's stores may have come too late for the sync that runs.
     vmm.driver.add_flush(1);
     vmm.driver.publish();
@@ -132,12 +140,7 @@ fn flush_submitted_while_a_sync_runs_causes_another() {
 
 #[test]
 fn queue_stop_waits_for_the_batch_that_was_taken() {
-    let (server, control) = Server::controlled(SIZE);
-    let mut vmm = Vmm::start(&server.socket(), Abilities::default());
-    control.hold();
-    vmm.driver.add_flush(0);
-    vmm.driver.publish();
-    control.wait_for_syncs(1);
+    let (_server, control, mut vmm) = flush_held();
     let stopped = std::thread::scope(|scope| {
         let stop = scope.spawn(|| vmm.stop_queue());
         std::thread::sleep(std::time::Duration::from_millis(50));
@@ -152,12 +155,7 @@ fn queue_stop_waits_for_the_batch_that_was_taken() {
 
 #[test]
 fn quiesce_waits_for_the_batch_that_was_taken_and_lets_no_other_start() {
-    let (server, control) = Server::controlled(SIZE);
-    let mut vmm = Vmm::start(&server.socket(), Abilities::default());
-    control.hold();
-    vmm.driver.add_flush(0);
-    vmm.driver.publish();
-    control.wait_for_syncs(1);
+    let (server, control, mut vmm) = flush_held();
     let released = AtomicBool::new(false);
     std::thread::scope(|scope| {
         scope.spawn(|| {

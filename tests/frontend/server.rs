@@ -11,7 +11,7 @@ use pfn_blk::{PfnSpace, Region, StoreSet, Target, table};
 use tempfile::TempDir;
 use vhost_pmem::Device;
 
-use crate::store::{Control, ControlledStore};
+use crate::store::{Control, controlled_store};
 
 /// A device served in this process, for as long as the test runs.
 pub(crate) struct Server {
@@ -47,8 +47,8 @@ impl Server {
     /// Serves a store that the test controls.
     pub(crate) fn controlled(size: u64) -> (Self, Arc<Control>) {
         let control = Arc::new(Control::default());
-        let store = ControlledStore::new(size, Arc::clone(&control));
-        let pagemap = PfnSpace::new().add(Box::new(store)).unwrap();
+        let store = controlled_store(size, Arc::clone(&control));
+        let pagemap = PfnSpace::new().add(store).unwrap();
         (Self::new(tempfile::tempdir().unwrap(), pagemap), control)
     }
 

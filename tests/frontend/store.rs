@@ -3,10 +3,9 @@
 //! A store whose syncs can be watched, held up and made to fail.
 
 use std::io;
-use std::os::fd::BorrowedFd;
 use std::sync::{Arc, Condvar, Mutex};
 
-use pfn_blk::{Access, MemoryStore, NrPages, Pgoff, Store};
+use pfn_blk::{HookedStore, MemoryStore, NrPages, Store, StoreOperation};
 
 /// What a test sees and does.
 #[derive(Debug, Default)]
@@ -51,49 +50,21 @@ impl Control {
     }
 }
 
-#[derive(Debug)]
-pub(crate) struct ControlledStore {
-    store: MemoryStore,
-    control: Arc<Control>,
-}
-
-impl ControlledStore {
-    pub(crate) fn new(bytes: u64, control: Arc<Control>) -> Self {
-        let nr_pages = NrPages::try_from_bytes(bytes).unwrap();
-        Self { store: MemoryStore::new("controlled", nr_pages).unwrap(), control }
-    }
-}
-
-impl Store for ControlledStore {
-    fn name(&self) -> &str {
-        self.store.name()
-    }
-
-    fn nr_pages(&self) -> NrPages {
-        self.store.nr_pages()
-    }
-
-    fn access(&self) -> Access {
-        self.store.access()
-    }
-
-    fn fd(&self) -> BorrowedFd<'_> {
-        self.store.fd()
-    }
-
-    fn read(&self, at: Pgoff, buffer: &mut [u8]) -> io::Result<()> {
-        self.store.read(at, buffer)
-    }
-
-    fn write(&self, at: Pgoff, buffer: &[u8]) -> io::Result<()> {
-        self.store.write(at, buffer)
-    }
-
-    fn persist(&self) -> io::Result<()> {
-        let mut state = self.control.state.lock().unwrap();
+impl Control {
+    fn hook(&self, operation: StoreOperation) -> io::Result<()> {
+        if operation != StoreOperation::Persist {
+            return Ok(());
+        }
+        let mut state = self.state.lock().unwrap();
         state.begun += 1;
-        self.control.changed.notify_all();
-        let state = self.control.changed.wait_while(state, |state| state.held).unwrap();
+        self.changed.notify_all();
+        let state = self.changed.wait_while(state, |state| state.held).unwrap();
         if state.failing { Err(io::Error::other("injected")) } else { Ok(()) }
     }
+}
+
+/// Memory whose syncs are under control.
+pub(crate) fn controlled_store(bytes: u64, control: Arc<Control>) -> Box<dyn Store> {
+    let store = MemoryStore::new("controlled", NrPages::try_from_bytes(bytes).unwrap()).unwrap();
+    Box::new(HookedStore::new(store, move |operation| control.hook(operation)))
 }

@@ -63,6 +63,7 @@
 //! |---|---|---|---|
 //! | store | [`FileStore`] | a regular file on any filesystem, or a block device | yes |
 //! | store | [`MemoryStore`] | anonymous memory, gone with the process | yes |
+//! | store | [`HookedStore`] | any store, with a hook before each operation, for fault injection | yes |
 //! | target | [`Linear`] | a run of the pages beneath, in order | as what is beneath |
 //! | target | [`Striped`] | chunks dealt to several targets in turn | as what is beneath, a chunk at a time |
 //! | target | [`ZeroTarget`] | reads as zeroes, forgets what is written | no |
@@ -97,6 +98,8 @@ pub use persist::{PersistError, SyncSet};
 pub use region::{InvalidRegion, OutOfRange, Region};
 pub use sg::{AccessError, Kmap, KmapError, SgList};
 pub use space::{DisableError, PfnSpace};
-pub use store::{Access, FileStore, InvalidStore, MemoryStore, Sizing, Store};
+pub use store::{
+    Access, FileStore, HookedStore, InvalidStore, MemoryStore, Sizing, Store, StoreOperation,
+};
 pub use table::{InvalidTable, StoreSet, Table};
 pub use target::{ErrorTarget, InvalidLinear, InvalidStriped, Linear, Striped, Target, ZeroTarget};

@@ -182,13 +182,13 @@ impl fmt::Debug for Pagemap {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::testing::FaultyStore;
+    use crate::testing::faulty_store;
 
     #[test]
     fn persist_after_failure_stays_failed() {
-        let (store, control) = FaultyStore::new("leg", 4);
+        let (store, control) = faulty_store("leg", 4);
         let mut space = crate::PfnSpace::new();
-        let pagemap = space.add(Box::new(store)).unwrap();
+        let pagemap = space.add(store).unwrap();
         pagemap.persist().unwrap();
         control.fail_next();
         assert!(matches!(pagemap.persist(), Err(PersistError::Sync { .. })));
@@ -200,8 +200,8 @@ mod tests {
     #[test]
     fn pgoff_of_foreign_pfn_is_none() {
         let mut space = crate::PfnSpace::new();
-        let first = space.add(Box::new(FaultyStore::new("a", 4).0)).unwrap();
-        let second = space.add(Box::new(FaultyStore::new("b", 2).0)).unwrap();
+        let first = space.add(faulty_store("a", 4).0).unwrap();
+        let second = space.add(faulty_store("b", 2).0).unwrap();
         assert_eq!(first.pgoff(first.pfns().start()), Some(Pgoff::ZERO));
         assert_eq!(first.pgoff(second.pfns().start()), None);
         assert_eq!(second.pgoff(first.pfns().start()), None);

@@ -258,7 +258,7 @@ impl<'a> Iterator for Extents<'a> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::testing::FaultyStore;
+    use crate::testing::faulty_store;
     use crate::{Linear, Pagemap, PfnSpace, Table};
 
     fn range(start: u64, nr_pages: u64) -> PgoffRange {
@@ -281,7 +281,7 @@ mod tests {
 
     fn stores(sizes: &[u64]) -> Vec<Arc<Pagemap>> {
         let mut space = PfnSpace::new();
-        let add = |&size| space.add(Box::new(FaultyStore::new("s", size).0)).unwrap();
+        let add = |&size| space.add(faulty_store("s", size).0).unwrap();
         sizes.iter().map(add).collect()
     }
 
@@ -346,10 +346,10 @@ mod tests {
     #[test]
     fn persist_syncs_each_store_once_and_all_behind_a_failure() {
         let mut space = PfnSpace::new();
-        let (a, a_control) = FaultyStore::new("a", 8);
-        let (b, b_control) = FaultyStore::new("b", 8);
-        let a = space.add(Box::new(a)).unwrap();
-        let b = space.add(Box::new(b)).unwrap();
+        let (a, a_control) = faulty_store("a", 8);
+        let (b, b_control) = faulty_store("b", 8);
+        let a = space.add(a).unwrap();
+        let b = space.add(b).unwrap();
         let region = region(&[(&a, 0, 2), (&b, 0, 2), (&a, 4, 2)]).unwrap();
         region.persist(region.pages()).unwrap();
         assert_eq!((a_control.syncs(), b_control.syncs()), (1, 1));

@@ -94,14 +94,13 @@ impl Default for PfnSpace {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::testing::FaultyStore;
+    use crate::testing::faulty_store;
 
     #[test]
     fn find_names_each_stores_own_pages() {
         let mut space = PfnSpace::new();
-        let stores: Vec<_> = (1..=5)
-            .map(|pages| space.add(Box::new(FaultyStore::new("s", pages).0)).unwrap())
-            .collect();
+        let stores: Vec<_> =
+            (1..=5).map(|pages| space.add(faulty_store("s", pages).0).unwrap()).collect();
         for store in &stores {
             for pfn in store.pfns().start().get()..store.pfns().end() {
                 let found = space.find(Pfn::try_new(pfn).unwrap()).unwrap();
@@ -117,7 +116,7 @@ mod tests {
         let mut space = PfnSpace::new();
         let mut last = 0;
         for _ in 0..1000 {
-            let pfns = space.add(Box::new(FaultyStore::new("s", 3).0)).unwrap().pfns();
+            let pfns = space.add(faulty_store("s", 3).0).unwrap().pfns();
             assert!(pfns.start().get() > last);
             last = pfns.end() - 1;
             space.disable(Pfn::try_new(last).unwrap(), Duration::ZERO).unwrap();
@@ -129,8 +128,8 @@ mod tests {
     fn space_used_up_refuses_the_store() {
         let mut space = PfnSpace::new();
         space.next = Pfn::try_new(crate::page::PAGES_MAX - 2).unwrap();
-        space.add(Box::new(FaultyStore::new("s", 3).0)).unwrap_err();
-        space.add(Box::new(FaultyStore::new("s", 2).0)).unwrap();
-        space.add(Box::new(FaultyStore::new("s", 1).0)).unwrap_err();
+        space.add(faulty_store("s", 3).0).unwrap_err();
+        space.add(faulty_store("s", 2).0).unwrap();
+        space.add(faulty_store("s", 1).0).unwrap_err();
     }
 }

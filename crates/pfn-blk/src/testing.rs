@@ -3,12 +3,11 @@
 //! A store for the unit tests, whose syncs can be counted and made to fail.
 
 use std::io;
-use std::os::fd::BorrowedFd;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
-use crate::page::{NrPages, Pgoff};
-use crate::store::{Access, MemoryStore, Store};
+use crate::page::NrPages;
+use crate::store::{HookedStore, MemoryStore, Store, StoreOperation};
 
 #[derive(Debug, Default)]
 pub(crate) struct Control {
@@ -26,7 +25,10 @@ impl Control {
         self.syncs.load(Ordering::SeqCst)
     }
 
-    fn check(&self) -> io::Result<()> {
+    fn hook(&self, operation: StoreOperation) -> io::Result<()> {
+        if operation == StoreOperation::Persist {
+            self.syncs.fetch_add(1, Ordering::SeqCst);
+        }
         match self.fail_next.swap(false, Ordering::SeqCst) {
             true => Err(io::Error::other("injected")),
             false => Ok(()),
@@ -34,49 +36,10 @@ impl Control {
     }
 }
 
-#[derive(Debug)]
-pub(crate) struct FaultyStore {
-    store: MemoryStore,
-    control: Arc<Control>,
-}
-
-impl FaultyStore {
-    pub(crate) fn new(name: &str, nr_pages: u64) -> (Self, Arc<Control>) {
-        let store = MemoryStore::new(name, NrPages::try_new(nr_pages).unwrap()).unwrap();
-        let control = Arc::new(Control::default());
-        (Self { store, control: Arc::clone(&control) }, control)
-    }
-}
-
-impl Store for FaultyStore {
-    fn name(&self) -> &str {
-        self.store.name()
-    }
-
-    fn nr_pages(&self) -> NrPages {
-        self.store.nr_pages()
-    }
-
-    fn access(&self) -> Access {
-        self.store.access()
-    }
-
-    fn fd(&self) -> BorrowedFd<'_> {
-        self.store.fd()
-    }
-
-    fn read(&self, at: Pgoff, buffer: &mut [u8]) -> io::Result<()> {
-        self.control.check()?;
-        self.store.read(at, buffer)
-    }
-
-    fn write(&self, at: Pgoff, buffer: &[u8]) -> io::Result<()> {
-        self.control.check()?;
-        self.store.write(at, buffer)
-    }
-
-    fn persist(&self) -> io::Result<()> {
-        self.control.syncs.fetch_add(1, Ordering::SeqCst);
-        self.control.check()
-    }
+/// Memory that can be made to fail.
+pub(crate) fn faulty_store(name: &str, nr_pages: u64) -> (Box<dyn Store>, Arc<Control>) {
+    let store = MemoryStore::new(name, NrPages::try_new(nr_pages).unwrap()).unwrap();
+    let control = Arc::new(Control::default());
+    let hooked = Arc::clone(&control);
+    (Box::new(HookedStore::new(store, move |operation| hooked.hook(operation))), control)
 }

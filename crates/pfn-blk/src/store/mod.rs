@@ -3,6 +3,7 @@
 //! Stores: the leaves of a stack, each an open file with pages behind it.
 
 mod file;
+mod hooked;
 mod memory;
 
 use std::fmt;
@@ -12,6 +13,7 @@ use std::os::fd::BorrowedFd;
 use crate::page::{NrPages, Pgoff};
 
 pub use self::file::{FileStore, InvalidStore, Sizing};
+pub use self::hooked::{HookedStore, StoreOperation};
 pub use self::memory::MemoryStore;
 
 /// What may be done with pages.

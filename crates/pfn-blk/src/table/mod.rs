@@ -134,7 +134,7 @@ impl Target for Table {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::testing::FaultyStore;
+    use crate::testing::faulty_store;
     use crate::{PageRange, PfnSpace};
 
     fn range(start: u64, nr_pages: u64) -> PgoffRange {
@@ -143,7 +143,7 @@ mod tests {
     }
 
     fn entry(space: &mut PfnSpace, start: u64, nr_pages: u64) -> (PgoffRange, Arc<dyn Target>) {
-        let store = Box::new(FaultyStore::new("s", nr_pages).0);
+        let store = faulty_store("s", nr_pages).0;
         (range(start, nr_pages), space.add(store).unwrap())
     }
 
@@ -172,12 +172,12 @@ mod tests {
     #[test]
     fn persist_syncs_only_stores_under_the_pages() {
         let mut space = PfnSpace::new();
-        let (stores, controls): (Vec<_>, Vec<_>) = (0..3).map(|_| FaultyStore::new("s", 4)).unzip();
+        let (stores, controls): (Vec<_>, Vec<_>) = (0..3).map(|_| faulty_store("s", 4)).unzip();
         let entries = stores
             .into_iter()
             .zip([0, 4, 8])
             .map(|(store, start)| {
-                let target: Arc<dyn Target> = space.add(Box::new(store)).unwrap();
+                let target: Arc<dyn Target> = space.add(store).unwrap();
                 (range(start, 4), target)
             })
             .collect();

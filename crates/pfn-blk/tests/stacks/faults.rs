@@ -5,12 +5,9 @@
 
 use std::collections::HashSet;
 use std::io;
-use std::os::fd::BorrowedFd;
 use std::sync::{Arc, Mutex};
 
-use pfn_blk::{
-    Access, BioError, MemoryStore, NrPages, PersistError, Pgoff, PgoffRange, Region, Store, Target,
-};
+use pfn_blk::{BioError, HookedStore, PersistError, PgoffRange, Region, StoreOperation, Target};
 use proptest::prelude::*;
 use proptest::sample::Index;
 
@@ -29,73 +26,28 @@ struct Plan {
     sync_fails: Option<usize>,
 }
 
-#[derive(Debug)]
-struct FaultyStore {
-    number: usize,
-    store: MemoryStore,
-    plan: Arc<Mutex<Plan>>,
-}
-
-impl FaultyStore {
-    fn step(&self, at: Pgoff, len: usize) -> io::Result<()> {
-        let mut plan = self.plan.lock().unwrap();
-        let nr_pages = NrPages::try_from_bytes(u64::try_from(len).unwrap()).unwrap();
-        plan.done.push((self.number, PgoffRange::try_new(at, nr_pages).unwrap()));
-        match &mut plan.left {
-            Some(0) => {
-                assert!(!plan.failed, "it went on after a failure");
-                plan.failed = true;
-                Err(io::Error::other("injected"))
-            }
-            Some(left) => {
-                *left -= 1;
-                Ok(())
-            }
-            None => Ok(()),
+/// Does as the plan says, before the store of that number does anything.
+fn follow(plan: &Mutex<Plan>, number: usize, operation: StoreOperation) -> io::Result<()> {
+    let mut plan = plan.lock().unwrap();
+    let fails = match operation {
+        StoreOperation::Persist => plan.sync_fails == Some(number),
+        StoreOperation::Read(pages) | StoreOperation::Write(pages) => {
+            assert!(!plan.failed, "it went on after a failure");
+            plan.done.push((number, pages));
+            plan.failed = plan.left == Some(0);
+            plan.left = plan.left.map(|left| left.saturating_sub(1));
+            plan.failed
         }
-    }
-}
-
-impl Store for FaultyStore {
-    fn name(&self) -> &str {
-        self.store.name()
-    }
-
-    fn nr_pages(&self) -> NrPages {
-        self.store.nr_pages()
-    }
-
-    fn access(&self) -> Access {
-        self.store.access()
-    }
-
-    fn fd(&self) -> BorrowedFd<'_> {
-        self.store.fd()
-    }
-
-    fn read(&self, at: Pgoff, buffer: &mut [u8]) -> io::Result<()> {
-        self.step(at, buffer.len())?;
-        self.store.read(at, buffer)
-    }
-
-    fn write(&self, at: Pgoff, buffer: &[u8]) -> io::Result<()> {
-        self.step(at, buffer.len())?;
-        self.store.write(at, buffer)
-    }
-
-    fn persist(&self) -> io::Result<()> {
-        match self.plan.lock().unwrap().sync_fails == Some(self.number) {
-            true => Err(io::Error::other("injected")),
-            false => Ok(()),
-        }
-    }
+    };
+    if fails { Err(io::Error::other("injected")) } else { Ok(()) }
 }
 
 /// A stack of faulty stores, its pages filled with 1.
 fn build(stack: &Stack) -> (crate::stack::Built, Region, Arc<Mutex<Plan>>) {
     let plan = Arc::new(Mutex::new(Plan::default()));
     let mut built = stack.build_on(&mut |number, store| {
-        Box::new(FaultyStore { number, store, plan: Arc::clone(&plan) })
+        let plan = Arc::clone(&plan);
+        Box::new(HookedStore::new(store, move |operation| follow(&plan, number, operation)))
     });
     for (pagemap, held) in built.stores.iter().zip(&mut built.model.stores) {
         held.fill(1);
