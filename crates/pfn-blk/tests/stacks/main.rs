@@ -8,3 +8,4 @@ mod faults;
 mod lifetimes;
 mod model;
 mod stack;
+mod tables;

@@ -1,0 +1,83 @@
+// SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
+
+//! The table language: what is printed is read back the same, and no text does harm.
+
+use pfn_blk::table::{Line, parse};
+use proptest::prelude::*;
+
+fn printed(lines: &[Line]) -> String {
+    lines.iter().map(|line| format!("{line}\n")).collect()
+}
+
+/// A device's word, as it is written: with blanks and backslashes behind backslashes.
+fn any_device() -> impl Strategy<Value = String> {
+    let character = prop_oneof![
+        8 => "[a-zA-Z0-9/._:#é-]".prop_map(|plain| plain),
+        1 => Just("\\ ".to_owned()),
+        1 => Just("\\\\".to_owned()),
+    ];
+    (prop::collection::vec(character, 1..12), 0..=u64::from(u32::MAX))
+        .prop_map(|(word, start)| format!("{} {}", word.concat(), start * 8))
+}
+
+fn any_target() -> impl Strategy<Value = String> {
+    let striped =
+        (prop::collection::vec(any_device(), 1..4), 1..1000u64).prop_map(|(devices, chunk)| {
+            format!("striped {} {} {}", devices.len(), chunk * 8, devices.join(" "))
+        });
+    prop_oneof![
+        any_device().prop_map(|device| format!("linear {device}")),
+        striped,
+        Just("zero".to_owned()),
+        Just("error".to_owned()),
+    ]
+}
+
+/// A line as [`Line`] prints it.
+fn any_line() -> impl Strategy<Value = String> {
+    let name = prop_oneof![Just(String::new()), "[a-z0-9_.-]{1,8}".prop_map(|name| name + ": ")];
+    (name, 0..=u64::from(u32::MAX), 1..=u64::from(u32::MAX), any_target()).prop_map(
+        |(name, start, length, target)| format!("{name}{} {} {target}\n", start * 8, length * 8),
+    )
+}
+
+proptest! {
+    #[test]
+    fn table_that_is_printed_is_read_back_the_same(
+        lines in prop::collection::vec(any_line(), 0..8),
+    ) {
+        let text = lines.concat();
+        prop_assert_eq!(printed(&parse(&text).unwrap()), text);
+    }
+
+    #[test]
+    fn any_text_is_a_table_or_an_error_in_it(text in "([ -~é\\\\\t]{0,40}\n?){0,4}") {
+        match parse(&text) {
+            Ok(lines) => {
+                let once = printed(&lines);
+                prop_assert_eq!(printed(&parse(&once).unwrap()), once);
+            }
+            Err(error) => {
+                let line = text.lines().nth(error.position.line - 1).unwrap();
+                prop_assert!(error.position.column <= line.chars().count() + 1);
+            }
+        }
+    }
+
+    /// One character wrong in a table that is right: the errors that people meet.
+    #[test]
+    fn table_with_a_slip_is_a_table_or_an_error_in_it(
+        line in any_line(),
+        at in any::<prop::sample::Index>(),
+        slip in "[ -~]",
+    ) {
+        let mut characters: Vec<char> = line.chars().collect();
+        let at = at.index(characters.len());
+        characters[at] = slip.chars().next().unwrap();
+        let text: String = characters.into_iter().collect();
+        if let Ok(lines) = parse(&text) {
+            let once = printed(&lines);
+            prop_assert_eq!(printed(&parse(&once).unwrap()), once);
+        }
+    }
+}
