@@ -6,6 +6,7 @@ mod demo;
 mod deny;
 mod process;
 mod test;
+mod toolchain;
 
 use std::process::ExitCode;
 

@@ -9,6 +9,7 @@ use guest_harness::Lab;
 
 use crate::deny;
 use crate::process::{cargo, run};
+use crate::toolchain;
 
 type Step = (&'static str, fn() -> Result<()>);
 
@@ -30,6 +31,7 @@ const STEPS: [Step; 6] = [
 
 pub(crate) fn run_all() -> Result<()> {
     let began = Instant::now();
+    toolchain::complete()?;
     for (index, (name, step)) in (1..).zip(STEPS) {
         println!("[{index}/{}] {name}", STEPS.len());
         let step_began = Instant::now();
