@@ -136,3 +136,42 @@ fn queue_stopped_and_continued_answers_what_came_between() {
     assert_eq!(vmm.driver.answer().1, 4);
     assert_eq!(vmm.driver.status(1), 0);
 }
+
+#[test]
+fn store_that_is_disabled_is_taken_from_the_guest() {
+    let (server, mut space, pfn) = Server::disposable(SIZE);
+    let mut vmm = Vmm::start(&server.socket(), Abilities::default());
+    assert_eq!(vmm.driver.flush(), 0);
+    vmm.store(0, b"x");
+    // This waits for the frontend to have unmapped the pages, without end.
+    space.disable(pfn, Duration::MAX).unwrap();
+    assert!(vmm.mapper.maps.lock().unwrap().is_empty(), "the guest still has the pages");
+    assert_eq!(vmm.driver.flush(), -1);
+    vmm.reset();
+    vmm.activate();
+    assert_eq!(vmm.driver.flush(), -1);
+    assert!(vmm.mapper.maps.lock().unwrap().is_empty());
+}
+
+#[test]
+fn store_that_the_frontend_keeps_is_not_gone() {
+    let (server, mut space, pfn) = Server::disposable(SIZE);
+    let mut vmm = Vmm::start(&server.socket(), Abilities::default());
+    assert_eq!(vmm.driver.flush(), 0);
+    vmm.mapper.refuse_unmap.store(true, Ordering::SeqCst);
+    space.disable(pfn, Duration::from_millis(300)).unwrap_err();
+    assert_eq!(vmm.mapper.maps.lock().unwrap().len(), 1);
+    assert_eq!(vmm.driver.flush(), -1);
+    // With the frontend go its mappings.
+    drop(vmm);
+    space.disable(pfn, Duration::MAX).unwrap();
+}
+
+#[test]
+fn store_that_is_disabled_after_a_reset_needs_nobody() {
+    let (server, mut space, pfn) = Server::disposable(SIZE);
+    let mut vmm = Vmm::start(&server.socket(), Abilities::default());
+    assert_eq!(vmm.driver.flush(), 0);
+    vmm.reset();
+    space.disable(pfn, Duration::MAX).unwrap();
+}

@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::thread;
 
-use pfn_blk::{PfnSpace, Region, StoreSet, Target, table};
+use pfn_blk::{MemoryStore, NrPages, Pfn, PfnSpace, Region, StoreSet, Target, table};
 use tempfile::TempDir;
 use vhost_pmem::Device;
 
@@ -50,6 +50,15 @@ impl Server {
         let store = controlled_store(size, Arc::clone(&control));
         let pagemap = PfnSpace::new().add(store).unwrap();
         (Self::new(tempfile::tempdir().unwrap(), pagemap), control)
+    }
+
+    /// Serves memory, and returns what disables it: its space and a pfn.
+    pub(crate) fn disposable(size: u64) -> (Self, PfnSpace, Pfn) {
+        let store = MemoryStore::new("disposable", NrPages::try_from_bytes(size).unwrap()).unwrap();
+        let mut space = PfnSpace::new();
+        let pagemap = space.add(Box::new(store)).unwrap();
+        let pfn = pagemap.pfns().start();
+        (Self::new(tempfile::tempdir().unwrap(), pagemap), space, pfn)
     }
 
     pub(crate) fn socket(&self) -> PathBuf {

@@ -55,6 +55,7 @@ impl Default for Abilities {
 #[derive(Default)]
 pub(crate) struct Mapper {
     pub(crate) refuse: AtomicBool,
+    pub(crate) refuse_unmap: AtomicBool,
     /// As QEMU: tell the backend of each mapping in a memory table, and wait until it has it,
     /// before the map request is answered.
     pub(crate) frontend: Mutex<Option<Frontend>>,
@@ -105,6 +106,9 @@ impl VhostUserFrontendReqHandler for Mapper {
     }
 
     fn shmem_unmap(&self, request: &VhostUserMMap) -> io::Result<u64> {
+        if self.refuse_unmap.load(Ordering::SeqCst) {
+            return Err(io::ErrorKind::PermissionDenied.into());
+        }
         let mut maps = self.maps.lock().unwrap();
         let before = maps.len();
         maps.retain(|have| (have.offset, have.len) != (request.shm_offset, request.len));

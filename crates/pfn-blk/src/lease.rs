@@ -123,6 +123,11 @@ impl Lease {
         pages.expect("a lease is of its store's pages")
     }
 
+    /// Whether the store is being disabled, and waits for this lease to go.
+    pub fn is_revoked(&self) -> bool {
+        self.pagemap.is_disabled()
+    }
+
     /// What the pages may be used for.
     pub fn access(&self) -> Access {
         self.pagemap.store().access()

@@ -50,6 +50,10 @@ impl Pagemap {
         &self.revokers
     }
 
+    pub(crate) fn is_disabled(&self) -> bool {
+        self.usage.is_disabled()
+    }
+
     fn disabled(&self) -> StoreDisabled {
         StoreDisabled { store: self.store.name().to_owned() }
     }
@@ -150,7 +154,7 @@ impl Target for Pagemap {
     }
 
     fn direct_access(&self, pages: PgoffRange) -> Result<Extent<'_>, NotDirect> {
-        if self.usage.is_disabled() {
+        if self.is_disabled() {
             let because = self.disabled().into();
             return Err(NotDirect { nr_pages: pages.nr_pages(), because });
         }

@@ -9,6 +9,7 @@
 
 use std::error::Error;
 use std::io;
+use std::os::fd::RawFd;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
@@ -22,14 +23,17 @@ use vmm_sys_util::event::{EventConsumer, EventNotifier};
 
 use crate::device::Device;
 use crate::exit_event::ExitEvent;
+use crate::mapping::{MapState, Mapping};
 use crate::negotiation::{Negotiation, PROTOCOL_FEATURES, Refusal};
 use crate::queue::{self, Memory, Vring};
 use crate::spec::Config;
-use crate::window::{MapState, Mapping};
 
 /// Linux has at most one flush a device in flight since 2026, older kernels as many as the queue
 /// holds.
 const QUEUE_SIZE_MAX: usize = 256;
+
+/// The queue thread's event for a store that is to go; the numbers below are the library's.
+pub(crate) const REVOKED: u64 = 2;
 
 pub(crate) struct Connection {
     device: Arc<Device>,
@@ -47,7 +51,7 @@ impl Connection {
             device,
             memory,
             negotiation: Mutex::default(),
-            mapping: MapState::new(),
+            mapping: MapState::new()?,
             refused: Mutex::default(),
             exit: ExitEvent::new()?,
             closed: AtomicBool::new(false),
@@ -57,6 +61,23 @@ impl Connection {
     /// Lets the queue thread go, also from a guest that keeps it busy.
     pub(crate) fn close(&self) {
         self.closed.store(true, Ordering::SeqCst);
+    }
+
+    /// The event of [`REVOKED`].
+    pub(crate) fn revoked_event(&self) -> RawFd {
+        self.mapping.revoked_event()
+    }
+
+    /// A store is to go: takes its pages back from the guest.
+    fn take_back(&self) {
+        let mapper = self.negotiation().mapper();
+        let Ok(frontend) = mapper else { return };
+        let kept = self.mapping.take_back(&frontend);
+        if kept.is_empty() {
+            warn!("a store was disabled; its pages were taken from the guest, whose flushes fail");
+        } else {
+            warn!(?kept, "stores were disabled, and the frontend would not unmap their pages");
+        }
     }
 
     fn negotiation(&self) -> MutexGuard<'_, Negotiation> {
@@ -193,11 +214,15 @@ impl VhostUserBackend for Connection {
 
     fn handle_event(
         &self,
-        _event: u16,
+        event: u16,
         _events: EventSet,
         vrings: &[Vring],
         _thread: usize,
     ) -> io::Result<()> {
+        if u64::from(event) == REVOKED {
+            self.take_back();
+            return Ok(());
+        }
         for vring in vrings {
             // An error would end the queue thread, and a guest must not be able to do that.
             if let Err(error) = self.serve(vring) {

@@ -27,7 +27,8 @@
 //! | [`spec`] | the wire format, virtio 5.19 |
 //! | `request` | from descriptor chain to request and status |
 //! | `queue` | batches out, answers in |
-//! | `window` | mapping a region into a frontend |
+//! | `window` | which regions a frontend can map |
+//! | `mapping` | mapping one, and taking it back |
 //! | `negotiation` | what frontend and guest can do |
 //! | `device` | region and flush, no vhost-user |
 //! | `connection` | vhost-user requests and queue events of one frontend |
@@ -36,6 +37,7 @@
 mod connection;
 mod device;
 mod exit_event;
+mod mapping;
 mod negotiation;
 mod queue;
 mod request;

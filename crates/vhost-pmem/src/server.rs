@@ -10,8 +10,9 @@ use tracing::{info, warn};
 use vhost::vhost_user::{Error as VhostUserError, Listener};
 use vhost_user_backend::{Error as DaemonError, VhostUserDaemon};
 use vm_memory::{GuestMemoryAtomic, GuestMemoryMmap};
+use vmm_sys_util::epoll::EventSet;
 
-use crate::connection::Connection;
+use crate::connection::{Connection, REVOKED};
 use crate::device::Device;
 
 /// Why no further frontend can be served.
@@ -38,6 +39,12 @@ impl Device {
         let mut daemon =
             VhostUserDaemon::new("vhost-user".to_owned(), Arc::clone(&connection), memory)
                 .map_err(|error| ServeError::SetUp(error.to_string()))?;
+        for queue_thread in daemon.get_epoll_handlers() {
+            queue_thread
+                .register_listener(connection.revoked_event(), EventSet::IN, REVOKED)
+                .map_err(|error| ServeError::SetUp(error.to_string()))?;
+        }
+
         daemon
             .start(&mut Listener::from(listener))
             .map_err(|error| ServeError::Accept(error.to_string()))?;

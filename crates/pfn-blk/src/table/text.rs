@@ -244,8 +244,9 @@ mod tests {
                     0 32 linear s 0\n\
                     32 8 error\n\
                     40 8 linear ./e 8\n";
-        let printed: String = parse(text).unwrap().iter().map(|line| format!("{line}\n")).collect();
-        assert_eq!(printed, text);
+        let lines = parse(text).unwrap();
+        let printed: Vec<_> = lines.iter().map(Line::to_string).collect();
+        assert_eq!(printed.join("\n") + "\n", text);
     }
 
     #[test]

@@ -6,7 +6,7 @@ use pfn_blk::table::{Line, parse};
 use proptest::prelude::*;
 
 fn printed(lines: &[Line]) -> String {
-    lines.iter().map(|line| format!("{line}\n")).collect()
+    lines.iter().flat_map(|line| [line.to_string(), "\n".to_owned()]).collect()
 }
 
 /// A device's word, as it is written: with blanks and backslashes behind backslashes.

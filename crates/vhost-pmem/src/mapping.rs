@@ -1,0 +1,174 @@
+// SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
+
+//! Mapping a region into a frontend: when, for how long, and taking it back.
+
+use std::io;
+use std::os::fd::{AsRawFd, RawFd};
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, Instant};
+
+use pfn_blk::{Lease, NotDirect, Pgoff, Region, StoreDisabled};
+use thiserror::Error;
+use vhost::vhost_user::message::{VhostUserMMap, VhostUserMMapFlags};
+use vhost::vhost_user::{Backend, VhostUserFrontendReqHandler};
+use vmm_sys_util::eventfd::{EFD_CLOEXEC, EFD_NONBLOCK, EventFd};
+
+use crate::spec::VIRTIO_PMEM_SHMEM_REGION_ID;
+use crate::window::extents;
+
+/// Why the pages are not mapped.
+#[derive(Debug, Error)]
+pub(crate) enum MapError {
+    /// The frontend would not.
+    #[error("the frontend refused to map {bytes} bytes of {store} at byte {offset} of the device")]
+    Refused {
+        offset: u64,
+        bytes: u64,
+        store: String,
+        #[source]
+        source: io::Error,
+    },
+    /// They have become unusable.
+    #[error(transparent)]
+    NotDirect(#[from] NotDirect),
+    /// Their store is gone.
+    #[error(transparent)]
+    Disabled(#[from] StoreDisabled),
+}
+
+/// How the mapping of an activation came to be.
+pub(crate) enum Mapping {
+    /// It was there already.
+    Kept,
+    /// It was made now.
+    Made(Duration),
+    /// It could not be made, or was taken back. Until the device is activated again the guest's
+    /// stores may go nowhere, and no flush may succeed.
+    Refused(Option<MapError>),
+}
+
+/// Whether a frontend has our pages mapped.
+///
+/// A frontend drops its mappings when the device is reset, so they last for an *activation*: from
+/// the first kick or vring enable to the vring's stop. The mapping is made and taken back by the
+/// queue's thread alone, as it waits for the frontend, which may wait for us meanwhile; a stop only
+/// moves the counter, and waits for nothing.
+pub(crate) struct MapState {
+    activation: AtomicU64,
+    /// The last activation a mapping was tried in, and how that went. Held while the frontend
+    /// maps: no vhost-user request may take it.
+    tried: Mutex<Option<Tried>>,
+    /// Written when a store whose pages are mapped is disabled.
+    revoked: Arc<EventFd>,
+}
+
+struct Tried {
+    activation: u64,
+    mapped: bool,
+    /// Held for as long as the frontend may have the pages mapped: until they are taken back, to
+    /// the next activation, as some keep mappings over a reset, or to the end of the connection.
+    leases: Vec<(Pgoff, Lease)>,
+}
+
+impl MapState {
+    pub(crate) fn new() -> io::Result<Self> {
+        let revoked = Arc::new(EventFd::new(EFD_NONBLOCK | EFD_CLOEXEC)?);
+        Ok(Self { activation: AtomicU64::new(0), tried: Mutex::new(None), revoked })
+    }
+
+    /// Readable when [`take_back`](Self::take_back) is to be called.
+    pub(crate) fn revoked_event(&self) -> RawFd {
+        self.revoked.as_raw_fd()
+    }
+
+    /// Forgets the mapping: the vring stopped.
+    pub(crate) fn forget(&self) {
+        self.activation.fetch_add(1, Ordering::SeqCst);
+    }
+
+    /// Has the region mapped, unless this was tried in this activation already.
+    pub(crate) fn ensure(&self, region: &Region, frontend: &Backend) -> Mapping {
+        let mut tried = self.tried.lock().unwrap_or_else(PoisonError::into_inner);
+        let activation = self.activation.load(Ordering::SeqCst);
+        match &*tried {
+            Some(last) if last.activation == activation => {
+                return if last.mapped { Mapping::Kept } else { Mapping::Refused(None) };
+            }
+            _ => {}
+        }
+        let began = Instant::now();
+        let may_linger = tried.is_some();
+        let mut leases = Vec::new();
+        let result = extents(region).try_for_each(|(start, extent)| {
+            let revoked = Arc::clone(&self.revoked);
+            let lease = extent?.lease_revocable(move || {
+                // It can only fail by being full of such writes already.
+                let _ = revoked.write(1);
+            })?;
+            let mapped = map(frontend, start, &lease, may_linger);
+            leases.push((start, lease));
+            mapped
+        });
+        *tried = Some(Tried { activation, mapped: result.is_ok(), leases });
+        match result {
+            Ok(()) => Mapping::Made(began.elapsed()),
+            Err(error) => Mapping::Refused(Some(error)),
+        }
+    }
+
+    /// Takes the pages of disabled stores back from the frontend, and gives their leases up. The
+    /// names of the stores of which the frontend would not let go.
+    pub(crate) fn take_back(&self, frontend: &Backend) -> Vec<String> {
+        // Whatever it held: all that is to be done is done now.
+        let _ = self.revoked.read();
+        let mut tried = self.tried.lock().unwrap_or_else(PoisonError::into_inner);
+        let Some(tried) = &mut *tried else { return Vec::new() };
+        let is_over = tried.activation != self.activation.load(Ordering::SeqCst);
+        let mut kept = Vec::new();
+        for (start, lease) in std::mem::take(&mut tried.leases) {
+            if !lease.is_revoked() {
+                tried.leases.push((start, lease));
+                continue;
+            }
+            tried.mapped = false;
+            // After a reset most frontends have nothing to unmap any more, and say so.
+            if frontend.shmem_unmap(&request(start, &lease)).is_err() && !is_over {
+                kept.push(lease.pagemap().store().name().to_owned());
+                tried.leases.push((start, lease));
+            }
+        }
+        kept
+    }
+}
+
+fn request(start: Pgoff, lease: &Lease) -> VhostUserMMap {
+    VhostUserMMap {
+        shmid: VIRTIO_PMEM_SHMEM_REGION_ID,
+        padding: [0; 7],
+        fd_offset: lease.pgoff().bytes(),
+        shm_offset: start.bytes(),
+        len: lease.nr_pages().bytes(),
+        flags: VhostUserMMapFlags::WRITABLE.bits(),
+    }
+}
+
+/// Maps leased pages at `start`. Crosvm keeps mappings over a reset and refuses to map over them, so
+/// one of ours that `may_linger` there is taken away and made again.
+fn map(frontend: &Backend, start: Pgoff, lease: &Lease, may_linger: bool) -> Result<(), MapError> {
+    let request = request(start, lease);
+    let fd = lease.fd();
+    let mut result = frontend.shmem_map(&request, &fd.as_raw_fd());
+    if result.is_err() && may_linger && frontend.shmem_unmap(&request).is_ok() {
+        result = frontend.shmem_map(&request, &fd.as_raw_fd());
+    }
+    match result {
+        Ok(_) => Ok(()),
+        Err(source) => Err(MapError::Refused {
+            offset: start.bytes(),
+            bytes: lease.nr_pages().bytes(),
+            store: lease.pagemap().store().name().to_owned(),
+            source,
+        }),
+    }
+}
