@@ -5,7 +5,7 @@
 use std::time::Instant;
 
 use anyhow::{Context, Result};
-use guest_harness::Lab;
+use guest_harness::{Lab, target_dir};
 
 use crate::deny;
 use crate::process::{cargo, run};
@@ -13,7 +13,7 @@ use crate::toolchain;
 
 type Step = (&'static str, fn() -> Result<()>);
 
-const STEPS: [Step; 6] = [
+const STEPS: [Step; 7] = [
     ("formatting", || run(&mut cargo(["fmt", "--all", "--check"]))),
     ("lints", || {
         run(&mut cargo(["clippy", "--workspace", "--all-targets", "--quiet", "--", "-Dwarnings"]))
@@ -24,6 +24,13 @@ const STEPS: [Step; 6] = [
         run(doc.env("RUSTDOCFLAGS", "-Dwarnings"))
     }),
     ("licences and sources of the dependencies", deny::check),
+    ("models of what is lock-free", || {
+        // A directory of its own, as the flag changes every crate.
+        let target = target_dir().join("loom");
+        let mut models =
+            cargo(["test", "--package", "pfn-blk", "--lib", "--quiet", "--target-dir"]);
+        run(models.arg(target).arg("models").env("RUSTFLAGS", "--cfg loom"))
+    }),
     // Here, as the tests hide their progress.
     ("QEMU, kernel and userland for the guests", || Lab::open().map(drop)),
     ("tests, with real guests", || run(&mut cargo(["test", "--workspace", "--quiet"]))),

@@ -3,9 +3,19 @@
 //! Who uses a store, and how its use ends: what Linux calls a `percpu_ref`, without the per-CPU
 //! part.
 
-use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
+use std::sync::PoisonError;
 use std::time::{Duration, Instant};
+
+#[cfg(loom)]
+use loom::sync::{
+    Condvar, Mutex, MutexGuard,
+    atomic::{AtomicU64, Ordering},
+};
+#[cfg(not(loom))]
+use std::sync::{
+    Condvar, Mutex, MutexGuard,
+    atomic::{AtomicU64, Ordering},
+};
 
 /// Set once the store is disabled; the other bits count its users.
 const DISABLED: u64 = 1 << 63;
@@ -75,7 +85,53 @@ impl Usage {
     }
 }
 
-#[cfg(test)]
+#[cfg(all(test, loom))]
+mod models {
+    use super::*;
+    use loom::sync::Arc;
+    use loom::sync::atomic::AtomicBool;
+    use loom::thread;
+
+    /// Users that come and go against one that disables: in every order of their
+    /// steps it is woken, and what they share is not used once it is gone.
+    fn model(users: usize) {
+        let mut model = loom::model::Builder::new();
+        // All orders with as many preemptions; more have not been seen to find more.
+        model.preemption_bound = Some(3);
+        model.check(move || {
+            let usage = Arc::new(Usage::default());
+            let gone = Arc::new(AtomicBool::new(false));
+            let threads: Vec<_> = (0..users)
+                .map(|_| {
+                    let (usage, gone) = (Arc::clone(&usage), Arc::clone(&gone));
+                    thread::spawn(move || {
+                        if usage.enter() {
+                            assert!(!gone.load(Ordering::Relaxed));
+                            usage.leave();
+                        }
+                    })
+                })
+                .collect();
+            usage.disable();
+            usage.wait_idle(Duration::MAX).unwrap();
+            gone.store(true, Ordering::Relaxed);
+            assert!(!usage.enter());
+            threads.into_iter().for_each(|thread| thread.join().unwrap());
+        });
+    }
+
+    #[test]
+    fn usage_modelled_with_one_user() {
+        model(1);
+    }
+
+    #[test]
+    fn usage_modelled_with_two_users() {
+        model(2);
+    }
+}
+
+#[cfg(all(test, not(loom)))]
 mod tests {
     use super::*;
     use std::sync::atomic::AtomicBool;
