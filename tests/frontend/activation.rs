@@ -175,3 +175,16 @@ fn store_that_is_disabled_after_a_reset_needs_nobody() {
     vmm.reset();
     space.disable(pfn, Duration::MAX).unwrap();
 }
+
+#[test]
+fn store_that_is_disabled_under_another_guest_needs_nobody() {
+    let (server, mut space, pfn) = Server::disposable(SIZE);
+    let mut vmm = Vmm::start(&server.socket(), Abilities::default());
+    assert_eq!(vmm.driver.flush(), 0);
+    vmm.reset();
+    // The next kernel can't have the pages; what the last one had is still to be given up.
+    vmm.abilities.shmem_region = false;
+    vmm.activate();
+    assert_eq!(vmm.driver.flush(), -1);
+    space.disable(pfn, Duration::from_secs(10)).unwrap();
+}

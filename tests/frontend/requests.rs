@@ -55,11 +55,21 @@ fn malformed_requests_fail_alone() {
 
 #[test]
 fn head_outside_the_table_is_dropped_and_the_next_request_works() {
-    let server = Server::files(&[SIZE]);
-    let mut vmm = Vmm::start(&server.socket(), Abilities::default());
-    vmm.driver.add_head(QUEUE_SIZE);
-    vmm.driver.add_head(u16::MAX);
-    assert_eq!(vmm.driver.flush(), 0);
+    for event_idx in [true, false] {
+        let server = Server::files(&[SIZE]);
+        let abilities = Abilities { event_idx, ..Abilities::default() };
+        let mut vmm = Vmm::start(&server.socket(), abilities);
+        // No event of the activation is left that could hide a lost one.
+        assert_eq!(vmm.driver.flush(), 0);
+        std::thread::sleep(std::time::Duration::from_millis(50));
+        vmm.driver.add_head(QUEUE_SIZE);
+        vmm.driver.add_head(u16::MAX);
+        assert_eq!(vmm.driver.flush(), 0);
+        // The device must want to be kicked again, too.
+        for _ in 0..3 {
+            assert_eq!(vmm.driver.flush(), 0);
+        }
+    }
 }
 
 #[test]

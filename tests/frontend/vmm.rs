@@ -186,7 +186,7 @@ pub(crate) struct Vmm {
     pub(crate) mapper: Arc<Mapper>,
     pub(crate) features: u64,
     memory: GuestMemoryMmap,
-    abilities: Abilities,
+    pub(crate) abilities: Abilities,
     _map_thread: MapThread,
 }
 

@@ -7,7 +7,6 @@
 //! may have sent a request meanwhile and wait for its reply: so nothing that the queue thread
 //! holds while it maps is ever taken by a callback.
 
-use std::error::Error;
 use std::io;
 use std::os::fd::RawFd;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -70,14 +69,19 @@ impl Connection {
 
     /// A store is to go: takes its pages back from the guest.
     fn take_back(&self) {
-        let mapper = self.negotiation().mapper();
-        let Ok(frontend) = mapper else { return };
-        let kept = self.mapping.take_back(&frontend);
+        let kept = self.mapping.take_back();
         if kept.is_empty() {
             warn!("a store was disabled; its pages were taken from the guest, whose flushes fail");
         } else {
             warn!(?kept, "stores were disabled, and the frontend would not unmap their pages");
         }
+    }
+
+    /// The device was stopped: what is mapped is forgotten, and requests that were taken are
+    /// answered before the frontend learns where we stopped.
+    fn stop(&self) {
+        self.mapping.forget();
+        drop(self.device.quiesce());
     }
 
     fn negotiation(&self) -> MutexGuard<'_, Negotiation> {
@@ -123,8 +127,14 @@ impl Connection {
     /// Answers what is in the queue, batch by batch, until it is empty.
     fn serve(&self, vring: &Vring) -> Result<(), QueueError> {
         while !self.closed.load(Ordering::SeqCst) {
+            let activation = self.mapping.activation();
             let mapped = self.map();
             let answering = self.device.quiesce();
+            if activation != self.mapping.activation() {
+                // Reset meanwhile: what is in the queue now may be of a guest that has nothing
+                // mapped yet. A reset from here on waits until this batch is answered.
+                continue;
+            }
             let batch = queue::take(vring, &self.memory)?;
             if batch.is_empty() {
                 drop(answering);
@@ -134,7 +144,12 @@ impl Connection {
                 break;
             }
             let statuses = self.device.statuses(&batch, mapped);
-            queue::complete(vring, &self.memory, batch.into_iter().zip(statuses))?;
+            let answers = batch.into_iter().zip(statuses);
+            // Whoever else is in the queue is still to be served, and the driver to be told to
+            // kick again.
+            if let Err(error) = queue::complete(vring, &self.memory, answers) {
+                self.device.warn_throttled("request can't be answered", &error);
+            }
         }
         Ok(())
     }
@@ -198,13 +213,11 @@ impl VhostUserBackend for Connection {
     }
 
     fn reset_device(&self) {
-        self.mapping.forget();
+        self.stop();
     }
 
     fn stop_vring(&self, _index: u32) -> io::Result<()> {
-        self.mapping.forget();
-        // Requests that were taken are answered before the frontend learns where we stopped.
-        drop(self.device.quiesce());
+        self.stop();
         Ok(())
     }
 
@@ -226,7 +239,7 @@ impl VhostUserBackend for Connection {
         for vring in vrings {
             // An error would end the queue thread, and a guest must not be able to do that.
             if let Err(error) = self.serve(vring) {
-                self.device.warn_throttled("queue unusable", &error as &dyn Error);
+                self.device.warn_throttled("queue unusable", &error);
             }
         }
         Ok(())

@@ -7,7 +7,7 @@ use std::num::NonZeroU64;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use pfn_blk::Region;
+use pfn_blk::{PersistError, Region};
 use tracing::{error, info, warn};
 
 use crate::request::Request;
@@ -91,13 +91,16 @@ impl Device {
     fn flush(&self) -> Status {
         match self.region.persist(self.region.pages()) {
             Ok(()) => Status::Success,
-            Err(pfn_blk::PersistError::Failed { .. }) => Status::Failure,
             Err(cause) => {
-                error!(
-                    cause = &cause as &dyn Error,
-                    "flush failed; every flush fails from now on, as what the kernel could not \
-                     write it has forgotten; mend the storage, then restart the daemon and the guest"
-                );
+                // What failed earlier, or was disabled, was logged then, and a guest may go on
+                // asking.
+                if let PersistError::Sync { .. } = cause {
+                    error!(
+                        cause = &cause as &dyn Error,
+                        "flush failed; every flush fails from now on, as what the kernel could not \
+                         write it has forgotten; mend the storage, then restart the daemon and the guest"
+                    );
+                }
                 Status::Failure
             }
         }

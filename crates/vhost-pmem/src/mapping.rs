@@ -64,6 +64,8 @@ pub(crate) struct MapState {
 }
 
 struct Tried {
+    /// Which mapped the pages.
+    frontend: Backend,
     activation: u64,
     mapped: bool,
     /// Held for as long as the frontend may have the pages mapped: until they are taken back, to
@@ -82,6 +84,11 @@ impl MapState {
         self.revoked.as_raw_fd()
     }
 
+    /// Which activation this is.
+    pub(crate) fn activation(&self) -> u64 {
+        self.activation.load(Ordering::SeqCst)
+    }
+
     /// Forgets the mapping: the vring stopped.
     pub(crate) fn forget(&self) {
         self.activation.fetch_add(1, Ordering::SeqCst);
@@ -90,7 +97,7 @@ impl MapState {
     /// Has the region mapped, unless this was tried in this activation already.
     pub(crate) fn ensure(&self, region: &Region, frontend: &Backend) -> Mapping {
         let mut tried = self.tried.lock().unwrap_or_else(PoisonError::into_inner);
-        let activation = self.activation.load(Ordering::SeqCst);
+        let activation = self.activation();
         match &*tried {
             Some(last) if last.activation == activation => {
                 return if last.mapped { Mapping::Kept } else { Mapping::Refused(None) };
@@ -110,7 +117,8 @@ impl MapState {
             leases.push((start, lease));
             mapped
         });
-        *tried = Some(Tried { activation, mapped: result.is_ok(), leases });
+        let frontend = frontend.clone();
+        *tried = Some(Tried { frontend, activation, mapped: result.is_ok(), leases });
         match result {
             Ok(()) => Mapping::Made(began.elapsed()),
             Err(error) => Mapping::Refused(Some(error)),
@@ -119,12 +127,12 @@ impl MapState {
 
     /// Takes the pages of disabled stores back from the frontend, and gives their leases up. The
     /// names of the stores of which the frontend would not let go.
-    pub(crate) fn take_back(&self, frontend: &Backend) -> Vec<String> {
+    pub(crate) fn take_back(&self) -> Vec<String> {
         // Whatever it held: all that is to be done is done now.
         let _ = self.revoked.read();
         let mut tried = self.tried.lock().unwrap_or_else(PoisonError::into_inner);
         let Some(tried) = &mut *tried else { return Vec::new() };
-        let is_over = tried.activation != self.activation.load(Ordering::SeqCst);
+        let is_over = tried.activation != self.activation();
         let mut kept = Vec::new();
         for (start, lease) in std::mem::take(&mut tried.leases) {
             if !lease.is_revoked() {
@@ -133,7 +141,7 @@ impl MapState {
             }
             tried.mapped = false;
             // After a reset most frontends have nothing to unmap any more, and say so.
-            if frontend.shmem_unmap(&request(start, &lease)).is_err() && !is_over {
+            if tried.frontend.shmem_unmap(&request(start, &lease)).is_err() && !is_over {
                 kept.push(lease.pagemap().store().name().to_owned());
                 tried.leases.push((start, lease));
             }
