@@ -83,7 +83,7 @@ impl Lease {
         // In this order: a holder that is in the list when the store is disabled is told, and one
         // that comes later isn't let in.
         let revoker = revoke.map(|revoke| pagemap.revokers().add(revoke));
-        if let Err(disabled) = pagemap.enter() {
+        if let Err(disabled) = pagemap.hold() {
             if let Some(id) = revoker {
                 pagemap.revokers().remove(id);
             }
@@ -139,7 +139,7 @@ impl Drop for Lease {
         if let Some(id) = self.revoker {
             self.pagemap.revokers().remove(id);
         }
-        self.pagemap.leave();
+        self.pagemap.release();
     }
 }
 

@@ -30,6 +30,15 @@ pub struct Pagemap {
     failed: Mutex<Option<Arc<io::Error>>>,
 }
 
+/// A use of the store, also of one that panics.
+struct Using<'a>(&'a Usage);
+
+impl Drop for Using<'_> {
+    fn drop(&mut self) {
+        self.0.leave();
+    }
+}
+
 impl Pagemap {
     pub(crate) fn new(pfns: PfnRange, store: Box<dyn Store>) -> Arc<Self> {
         Arc::new_cyclic(|this| Self {
@@ -58,13 +67,19 @@ impl Pagemap {
         StoreDisabled { store: self.store.name().to_owned() }
     }
 
-    /// Begins a use of the store, which ends with [`leave`](Self::leave).
-    pub(crate) fn enter(&self) -> Result<(), StoreDisabled> {
-        if self.usage.enter() { Ok(()) } else { Err(self.disabled()) }
+    /// Begins a use of the store, which ends with what this returns.
+    fn enter(&self) -> Result<Using<'_>, StoreDisabled> {
+        if self.usage.enter() { Ok(Using(&self.usage)) } else { Err(self.disabled()) }
     }
 
-    pub(crate) fn leave(&self) {
-        self.usage.leave();
+    /// Begins a use of the store, which ends with [`release`](Self::release).
+    pub(crate) fn hold(&self) -> Result<(), StoreDisabled> {
+        self.enter().map(std::mem::forget)
+    }
+
+    /// Ends a use that began with [`hold`](Self::hold).
+    pub(crate) fn release(&self) {
+        drop(Using(&self.usage));
     }
 
     /// Ends every use of the store; see [`PfnSpace::disable`](crate::PfnSpace::disable).
@@ -104,13 +119,7 @@ impl Pagemap {
     /// A failure is final: Linux marks pages clean after it failed to write them, so a later sync
     /// would succeed without them. Every later call returns [`PersistError::Failed`].
     pub fn persist(&self) -> Result<(), PersistError> {
-        self.enter()?;
-        let result = self.persist_entered();
-        self.leave();
-        result
-    }
-
-    fn persist_entered(&self) -> Result<(), PersistError> {
+        let _using = self.enter()?;
         if self.store.access() == Access::ReadOnly {
             return Ok(());
         }
@@ -125,9 +134,7 @@ impl Pagemap {
             PersistError::Sync { store: store(), source }
         })
     }
-}
 
-impl Pagemap {
     /// Moves data, for whoever is known to be using the store already.
     pub(crate) fn transfer(&self, vec: BioVec<'_>) -> Result<(), BioError> {
         let (pages, direction) = (vec.pages(), vec.direction());
@@ -162,10 +169,8 @@ impl Target for Pagemap {
     }
 
     fn submit(&self, vec: BioVec<'_>) -> Result<(), BioError> {
-        self.enter()?;
-        let result = self.transfer(vec);
-        self.leave();
-        result
+        let _using = self.enter()?;
+        self.transfer(vec)
     }
 
     fn persist<'a>(&'a self, _pages: PgoffRange, syncs: &mut SyncSet<'a>) {
