@@ -6,9 +6,8 @@ use std::path::Path;
 use std::sync::Arc;
 
 use anyhow::{Context, anyhow};
-use pfn_blk::{
-    Access, FileStore, InvalidPages, InvalidStore, NrPages, Region, Sizing, StoreSet, table,
-};
+use pfn_blk::table::{self, Line};
+use pfn_blk::{Access, FileStore, InvalidPages, InvalidStore, NrPages, Region, Sizing, StoreSet};
 use tracing::info;
 use vhost_pmem::{InvalidWindow, check_size};
 
@@ -17,17 +16,14 @@ use crate::size::ByteSize;
 
 /// Opens what the user asked to serve.
 pub(crate) fn open(args: &BackingArgs) -> anyhow::Result<Region> {
-    let mut stores = StoreSet::default();
     match (&args.file, &args.table) {
         (Some(path), _) => {
-            let store = open_file(path, args.size)?;
-            let store =
-                stores.add(store).with_context(|| format!("cannot serve {}", path.display()))?;
+            let store = StoreSet::default()
+                .add(open_file(path, args.size)?)
+                .with_context(|| format!("cannot serve {}", path.display()))?;
             Ok(Region::try_new(store)?)
         }
-        (None, Some(path)) => {
-            open_table(&mut stores, path).with_context(|| format!("table {}", path.display()))
-        }
+        (None, Some(path)) => Ok(open_table(path)?.1),
         (None, None) => Err(anyhow!("nothing to serve: give --file or --table")),
     }
 }
@@ -60,19 +56,23 @@ fn open_file(path: &Path, size: Option<ByteSize>) -> anyhow::Result<FileStore> {
     Ok(store)
 }
 
-fn open_table(stores: &mut StoreSet, path: &Path) -> anyhow::Result<Region> {
-    let text = std::fs::read_to_string(path)?;
-    let table = stores.open_table(&table::parse(&text)?)?;
-    Ok(Region::try_new(Arc::new(table))?)
+/// The lines of a table, and what they make.
+pub(crate) fn open_table(path: &Path) -> anyhow::Result<(Vec<Line>, Region)> {
+    let open = || {
+        let lines = table::parse(&std::fs::read_to_string(path)?)?;
+        let table = StoreSet::default().open_table(&lines)?;
+        anyhow::Ok((lines, Region::try_new(Arc::new(table))?))
+    };
+    open().with_context(|| format!("table {}", path.display()))
 }
 
-/// Adds to a refusal what the user can do about it.
-pub(crate) fn explain(error: InvalidWindow, args: &BackingArgs) -> anyhow::Error {
-    let mend = match (&error, &args.file) {
-        (InvalidWindow::NotPowerOfTwo { next, .. }, Some(_)) => format!(
+/// Adds to a refusal what the user can do about it, to the file or else the table.
+pub(crate) fn explain(error: InvalidWindow, is_file: bool) -> anyhow::Error {
+    let mend = match (&error, is_file) {
+        (InvalidWindow::NotPowerOfTwo { next, .. }, true) => format!(
             "; give --size {next} to grow the file, sparsely and without touching what is in it"
         ),
-        (InvalidWindow::NotPowerOfTwo { next, .. }, None) => format!(
+        (InvalidWindow::NotPowerOfTwo { next, .. }, false) => format!(
             "; let the table end at sector {}, with a further file for what is missing",
             next / 512
         ),

@@ -6,13 +6,11 @@ use std::collections::HashMap;
 use std::io::{self, Write};
 use std::path::Path;
 
-use anyhow::Context;
 use pfn_blk::table::{DeviceSpec, Line, TargetSpec};
-use pfn_blk::{Extent, NotDirect, PAGE_SIZE, Pgoff, Region, StoreSet, table};
+use pfn_blk::{Extent, NotDirect, PAGE_SIZE, Pgoff, Region};
 use vhost_pmem::Device;
 
 use crate::backing;
-use crate::cli::BackingArgs;
 use crate::size::ByteSize;
 
 /// More extents than this are counted, not shown.
@@ -20,22 +18,16 @@ const SHOWN_MAX: usize = 64;
 
 /// Prints the stack, its extents, and how it would be served; an error if it could not be.
 pub(crate) fn run(path: &Path, out: &mut impl Write) -> anyhow::Result<()> {
-    let in_table = || format!("table {}", path.display());
-    let text = std::fs::read_to_string(path).with_context(in_table)?;
-    let lines = table::parse(&text).with_context(in_table)?;
-    let table = StoreSet::default().open_table(&lines).with_context(in_table)?;
-    let region = Region::try_new(std::sync::Arc::new(table)).with_context(in_table)?;
-
+    let (lines, region) = backing::open_table(path)?;
     writeln!(out, "device: {}, {}", ByteSize(region.nr_pages().bytes()), region.nr_pages())?;
     Tree::new(&lines).print(None, "", out)?;
     writeln!(out, "extents:")?;
     print_extents(&region, out)?;
-    let args = BackingArgs { file: None, size: None, table: Some(path.to_owned()) };
     match Device::try_new(region) {
         Ok(device) => writeln!(out, "window: direct, in {} mappings", device.extents())?,
         Err(error) => {
             writeln!(out, "window: none")?;
-            return Err(backing::explain(error, &args).context("cannot be served"));
+            return Err(backing::explain(error, false).context("cannot be served"));
         }
     }
     Ok(())

@@ -54,7 +54,8 @@ fn serve(cli: &Cli) -> anyhow::Result<()> {
     let endpoint = Endpoint::open(&cli.endpoint)?;
     let region = backing::open(&cli.backing)?;
     let size = ByteSize(region.nr_pages().bytes());
-    let device = Device::try_new(region).map_err(|error| backing::explain(error, &cli.backing))?;
+    let is_file = cli.backing.file.is_some();
+    let device = Device::try_new(region).map_err(|error| backing::explain(error, is_file))?;
     let device = Arc::new(device);
     shutdown::on_signal(Arc::clone(&device), &endpoint).context("cannot set up signals")?;
     info!(%size, extents = device.extents(), socket = %endpoint, "waiting for a frontend");
