@@ -8,7 +8,7 @@ use std::process::Command;
 use guest_harness::{Daemon, Lab};
 
 use crate::filesystem::Filesystem;
-use crate::{DAEMON, guest, on_ext4_and_xfs, pages_of, serve};
+use crate::{DAEMON, guest, on_ext4_and_xfs, pages_of, serve, serve_table, sparse_file};
 
 on_ext4_and_xfs! {
     two_devices_in_one_guest_stay_apart
@@ -30,8 +30,7 @@ fn two_devices_in_one_guest_stay_apart(filesystem: Filesystem) {
         umount /mnt/a /mnt/b
         for device in 0 1; do fsck /dev/pmem$device; done",
     );
-    let vm = guest(&lab, filesystem, &daemons.each_ref()).script(&script).boot().unwrap();
-    vm.wait().unwrap().expect_success().unwrap();
+    guest(&lab, filesystem, &daemons.each_ref()).script(&script).run().unwrap();
     // Which device is pmem0 is the guest's own affair.
     let mut found = files.each_ref().map(|file| (pages_of(0xa7, file), pages_of(0xb3, file)));
     found.sort_unstable();
@@ -45,13 +44,11 @@ fn files_joined_by_a_linear_table_are_one_device(filesystem: Filesystem) {
     let pieces = [0u64, 1, 2, 3].map(|index| dir.path().join(format!("piece {index}")));
     let mut text = "# start length target path start\n".to_owned();
     for (index, piece) in (0..).zip(&pieces) {
-        std::fs::File::create(piece).unwrap().set_len(PIECE).unwrap();
+        sparse_file(piece, PIECE);
         let path = piece.to_str().unwrap().replace(' ', "\\ ");
         text += &format!("{} {} linear {path} 0\n", index * PIECE / 512, PIECE / 512);
     }
-    let table = dir.path().join("table");
-    std::fs::write(&table, text).unwrap();
-    let daemon = Daemon::start(DAEMON, ["--table".as_ref(), table.as_os_str()]).unwrap();
+    let daemon = serve_table(&dir, &text);
 
     let script = filesystem.script(
         "mkfs /dev/pmem0
@@ -63,8 +60,7 @@ fn files_joined_by_a_linear_table_are_one_device(filesystem: Filesystem) {
         head -c 80m /dev/zero | tr '\\0' '\\247' > expected
         for id in 1 2 3 4; do cmp /mnt/$id expected; done",
     );
-    let vm = guest(&lab, filesystem, &[&daemon]).script(&script).boot().unwrap();
-    vm.wait().unwrap().expect_success().unwrap();
+    guest(&lab, filesystem, &[&daemon]).script(&script).run().unwrap();
     let pages = pieces.each_ref().map(|piece| pages_of(0xa7, piece));
     assert_eq!(pages.iter().sum::<usize>(), 4 * 80 * 256);
     assert!(pages.iter().all(|&pages| pages > 0), "{pages:?}");
@@ -93,7 +89,7 @@ fn block_device_serves_as_a_file_does() {
     let lab = Lab::open().unwrap();
     let dir = tempfile::tempdir().unwrap();
     let file = dir.path().join("disk");
-    std::fs::File::create(&file).unwrap().set_len(512 << 20).unwrap();
+    sparse_file(&file, 512 << 20);
     let Some(device) = LoopDevice::over(&file) else {
         eprintln!("not tested: no loop device can be made here, which takes root");
         return;
@@ -121,8 +117,8 @@ fn region_of_64_extents_is_one_device() {
     const PIECE: u64 = 8 << 20;
     let lab = Lab::open().unwrap();
     let dir = tempfile::tempdir().unwrap();
-    let (file, table) = (dir.path().join("pmem"), dir.path().join("table"));
-    std::fs::File::create(&file).unwrap().set_len(64 * PIECE).unwrap();
+    let file = dir.path().join("pmem");
+    sparse_file(&file, 64 * PIECE);
     // One file back to front, so that no piece continues the one before.
     let sectors = PIECE / 512;
     let line = |index| {
@@ -133,8 +129,7 @@ fn region_of_64_extents_is_one_device() {
             (63 - index) * sectors
         )
     };
-    std::fs::write(&table, (0..64).map(line).collect::<String>()).unwrap();
-    let daemon = Daemon::start(DAEMON, ["--table".as_ref(), table.as_os_str()]).unwrap();
+    let daemon = serve_table(&dir, &(0..64).map(line).collect::<String>());
     assert!(daemon.log().contains("extents=64"), "{}", daemon.log());
 
     let script = Filesystem::Ext4.script(
@@ -144,8 +139,7 @@ fn region_of_64_extents_is_one_device() {
         umount /mnt
         fsck /dev/pmem0",
     );
-    let vm = guest(&lab, Filesystem::Ext4, &[&daemon]).script(&script).boot().unwrap();
-    vm.wait().unwrap().expect_success().unwrap();
+    guest(&lab, Filesystem::Ext4, &[&daemon]).script(&script).run().unwrap();
     assert_eq!(pages_of(0xa7, &file), 64 << 10);
 }
 
@@ -156,13 +150,11 @@ fn files_striped_in_large_chunks_are_one_device() {
     let dir = tempfile::tempdir().unwrap();
     let pieces = ["a", "b"].map(|name| dir.path().join(name));
     for piece in &pieces {
-        std::fs::File::create(piece).unwrap().set_len(PIECE).unwrap();
+        sparse_file(piece, PIECE);
     }
     let [a, b] = pieces.each_ref().map(|piece| piece.display());
     let (length, chunk) = (2 * PIECE / 512, (16 << 20) / 512);
-    let table = dir.path().join("table");
-    std::fs::write(&table, format!("0 {length} striped 2 {chunk} {a} 0 {b} 0")).unwrap();
-    let daemon = Daemon::start(DAEMON, ["--table".as_ref(), table.as_os_str()]).unwrap();
+    let daemon = serve_table(&dir, &format!("0 {length} striped 2 {chunk} {a} 0 {b} 0"));
     assert!(daemon.log().contains("extents=32"), "{}", daemon.log());
 
     let script = Filesystem::Ext4.script(
@@ -172,8 +164,7 @@ fn files_striped_in_large_chunks_are_one_device() {
         umount /mnt
         fsck /dev/pmem0",
     );
-    let vm = guest(&lab, Filesystem::Ext4, &[&daemon]).script(&script).boot().unwrap();
-    vm.wait().unwrap().expect_success().unwrap();
+    guest(&lab, Filesystem::Ext4, &[&daemon]).script(&script).run().unwrap();
     let pages = pieces.each_ref().map(|piece| pages_of(0xa7, piece));
     assert_eq!(pages.iter().sum::<usize>(), 64 * 256);
     assert!(pages.iter().all(|&pages| pages > 16 * 256), "{pages:?}");

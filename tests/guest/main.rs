@@ -13,6 +13,7 @@ use std::io::Read;
 use std::path::Path;
 
 use guest_harness::{Daemon, Lab, VmBuilder};
+use tempfile::TempDir;
 
 use crate::filesystem::Filesystem;
 
@@ -22,6 +23,18 @@ const DAEMON: &str = env!("CARGO_BIN_EXE_vhost-pmemd");
 fn serve(file: &Path) -> Daemon {
     let args: [OsString; 4] = ["--file".into(), file.into(), "--size".into(), "512M".into()];
     Daemon::start(DAEMON, args).unwrap()
+}
+
+/// The daemon, serving what a table says.
+fn serve_table(dir: &TempDir, text: &str) -> Daemon {
+    let table = dir.path().join("table");
+    std::fs::write(&table, text).unwrap();
+    Daemon::start(DAEMON, ["--table".as_ref(), table.as_os_str()]).unwrap()
+}
+
+/// An empty file of `size`.
+fn sparse_file(path: &Path, size: u64) {
+    File::create(path).unwrap().set_len(size).unwrap();
 }
 
 /// A guest on the daemons' devices: `/dev/pmem0` and so on.

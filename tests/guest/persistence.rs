@@ -77,8 +77,7 @@ fn rebooted_within_one_qemu_finds_everything(filesystem: Filesystem) {
 /// Boots a guest that does `body`, and powers off.
 fn run(lab: &Lab, filesystem: Filesystem, daemon: &Daemon, body: &str) -> String {
     let script = filesystem.script(body);
-    let vm = guest(lab, filesystem, &[daemon]).script(&script).boot().unwrap();
-    vm.wait().unwrap().expect_success().unwrap().serial
+    guest(lab, filesystem, &[daemon]).script(&script).run().unwrap().serial
 }
 
 fn powered_off_and_booted_again_finds_everything(filesystem: Filesystem) {

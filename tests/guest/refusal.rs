@@ -22,11 +22,7 @@ fn linux_6_1_without_shmem_region_is_refused_and_lives_on() {
             ! test -e /dev/pmem0
             uname -r",
         )
-        .boot()
-        .unwrap()
-        .wait()
-        .unwrap()
-        .expect_success()
+        .run()
         .unwrap();
     assert!(outcome.serial.contains("\n6.1."), "{}", outcome.serial);
     let log = daemon.log();
@@ -37,6 +33,5 @@ fn linux_6_1_without_shmem_region_is_refused_and_lives_on() {
     }
 
     // A guest that can have it still gets it.
-    let vm = guest(&lab, Filesystem::Ext4, &[&daemon]).script("test -b /dev/pmem0").boot().unwrap();
-    vm.wait().unwrap().expect_success().unwrap();
+    guest(&lab, Filesystem::Ext4, &[&daemon]).script("test -b /dev/pmem0").run().unwrap();
 }

@@ -55,8 +55,7 @@ pub(crate) fn run() -> Result<()> {
             println!("    guest | {line}");
         }
     };
-    let outcome = vm.on_line(echo).boot()?.wait()?;
-    let outcome = outcome.expect_success()?;
+    let outcome = vm.on_line(echo).run()?;
     println!("    the guest powered off after {:.1?}; the daemon logged:", outcome.elapsed);
     daemon.wait_for_log("frontend left")?;
     let (status, log) = daemon.terminate()?;

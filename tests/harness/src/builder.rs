@@ -16,6 +16,7 @@ use crate::console::OnLine;
 use crate::initramfs;
 use crate::kernel::Kernel;
 use crate::lab::Lab;
+use crate::outcome::Outcome;
 use crate::vm::{Vm, VmFiles};
 
 const MEMORY: &str = "512M";
@@ -157,6 +158,15 @@ impl<'lab> VmBuilder<'lab> {
         qemu.arg("-qmp").arg(monitor);
         qemu.args(&self.devices);
         Vm::start(&qemu, files, self.time_limit, self.on_line)
+    }
+
+    /// Starts the VM and waits for its script to end well.
+    ///
+    /// # Errors
+    ///
+    /// As [`VmBuilder::boot`], [`Vm::wait`] and [`Outcome::expect_success`].
+    pub fn run(self) -> Result<Outcome> {
+        self.boot()?.wait()?.expect_success()
     }
 
     fn machine(&self, qemu: &mut Command) {

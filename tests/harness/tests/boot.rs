@@ -39,11 +39,7 @@ fn own_pmem_with_dax_keeps_stores_in_host_file() {
             xfs_io -c 'mmap 0 1m' -c 'mwrite -S 0x5a 4096 8192' -c 'msync -s' /mnt/file
             umount /mnt",
         )
-        .boot()
-        .unwrap()
-        .wait()
-        .unwrap()
-        .expect_success()
+        .run()
         .unwrap();
     let mount = outcome.serial.lines().find(|line| line.contains(" /mnt ")).unwrap();
     assert!(mount.contains("dax"), "{mount}");
@@ -148,11 +144,7 @@ fn bookworm_kernel_loads_its_modules() {
             mkfs.ext4 -qF -b 4096 /dev/pmem0
             mount -o dax /dev/pmem0 /mnt",
         )
-        .boot()
-        .unwrap()
-        .wait()
-        .unwrap()
-        .expect_success()
+        .run()
         .unwrap();
     assert!(outcome.serial.contains("MARK boot 6.1."), "{}", outcome.serial);
     let magic = fs::read(&disk).unwrap()[1024 + 56..][..2].to_owned();
