@@ -83,6 +83,15 @@ pub enum BioError {
         /// The store's name.
         store: String,
     },
+    /// A snapshot's COW store has no room for another chunk.
+    #[error(
+        "the snapshot's COW store is full: all of its {chunks} chunks are in use; \
+         make it larger, or merge the snapshot, and open it again"
+    )]
+    Full {
+        /// How many chunks it has.
+        chunks: u64,
+    },
     /// An `error` target, which fails everything; the pages are the target's own.
     #[error("{pages} lie in an error target")]
     ErrorTarget {
@@ -148,6 +157,15 @@ impl<'a> BioVec<'a> {
     /// The buffer, at the end of the way.
     pub fn into_buffer(self) -> Buffer<'a> {
         self.buffer
+    }
+
+    /// The same piece once more, for one that is to be tried in several places.
+    pub fn reborrow(&mut self) -> BioVec<'_> {
+        let buffer = match &mut self.buffer {
+            Buffer::Read(buffer) => Buffer::Read(buffer),
+            Buffer::Write(buffer) => Buffer::Write(buffer),
+        };
+        BioVec { pages: self.pages, buffer }
     }
 
     /// The same piece, for the same number of pages beneath.

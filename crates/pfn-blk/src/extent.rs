@@ -31,6 +31,12 @@ pub enum NotDirectReason {
     /// They lie in an `error` target.
     #[error("error has no pages")]
     Error,
+    /// They lie in a `mirror` target.
+    #[error("mirror writes to several places at once")]
+    Mirror,
+    /// They lie in a `snapshot` target.
+    #[error("snapshot keeps what is written apart from its origin")]
+    Snapshot,
     /// Their store is gone.
     #[error(transparent)]
     Disabled(#[from] StoreDisabled),

@@ -71,6 +71,7 @@
 //! | target | [`Table`] | targets one behind another | as what is beneath |
 
 mod bio;
+mod claim;
 mod extent;
 mod lease;
 mod page;
@@ -87,6 +88,7 @@ mod testing;
 mod usage;
 
 pub use bio::{Bio, BioError, BioVec, Buffer, Direction};
+pub use claim::Claimed;
 pub use extent::{Extent, NotDirect, NotDirectReason};
 pub use lease::{Lease, StoreDisabled};
 pub use page::{
@@ -94,7 +96,7 @@ pub use page::{
     Pgoff, PgoffRange,
 };
 pub use pagemap::Pagemap;
-pub use persist::{PersistError, SyncSet};
+pub use persist::{PersistError, SyncPoint, SyncSet};
 pub use region::{InvalidRegion, OutOfRange, Region};
 pub use sg::{AccessError, Kmap, KmapError, SgList};
 pub use space::{DisableError, PfnSpace};
@@ -102,4 +104,8 @@ pub use store::{
     Access, FileStore, HookedStore, InvalidStore, MemoryStore, Sizing, Store, StoreOperation,
 };
 pub use table::{InvalidTable, StoreSet, Table};
-pub use target::{ErrorTarget, InvalidLinear, InvalidStriped, Linear, Striped, Target, ZeroTarget};
+pub use target::{
+    ErrorTarget, InSync, InvalidLinear, InvalidMetadata, InvalidMirror, InvalidSnapshot,
+    InvalidStriped, LegState, Linear, Mirror, MirrorLog, MirrorStatus, Snapshot, SnapshotUsage,
+    Striped, Target, ZeroTarget,
+};

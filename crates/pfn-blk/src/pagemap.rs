@@ -8,10 +8,11 @@ use std::sync::{Arc, Mutex, PoisonError, Weak};
 use std::time::Duration;
 
 use crate::bio::{BioError, BioVec, Buffer};
+use crate::claim::Claims;
 use crate::extent::{Extent, NotDirect};
 use crate::lease::{Revokers, StoreDisabled};
 use crate::page::{NrPages, Pfn, PfnRange, Pgoff, PgoffRange};
-use crate::persist::{PersistError, SyncSet};
+use crate::persist::{PersistError, SyncPoint, SyncSet};
 use crate::store::{Access, Store};
 use crate::target::Target;
 use crate::usage::Usage;
@@ -25,6 +26,7 @@ pub struct Pagemap {
     /// Leases and I/O under way.
     usage: Usage,
     revokers: Revokers,
+    claims: Claims,
     /// The first failed sync. Held while syncing: of two syncs at once the kernel reports a
     /// failed write to one only, and the other must not succeed.
     failed: Mutex<Option<Arc<io::Error>>>,
@@ -47,6 +49,7 @@ impl Pagemap {
             store,
             usage: Usage::default(),
             revokers: Revokers::default(),
+            claims: Claims::default(),
             failed: Mutex::new(None),
         })
     }
@@ -57,6 +60,10 @@ impl Pagemap {
 
     pub(crate) fn revokers(&self) -> &Revokers {
         &self.revokers
+    }
+
+    pub(crate) fn claims(&self) -> &Claims {
+        &self.claims
     }
 
     pub(crate) fn is_disabled(&self) -> bool {
@@ -160,6 +167,10 @@ impl Target for Pagemap {
         self.pfns.nr_pages()
     }
 
+    fn access(&self) -> Access {
+        self.store.access()
+    }
+
     fn direct_access(&self, pages: PgoffRange) -> Result<Extent<'_>, NotDirect> {
         if self.is_disabled() {
             let because = self.disabled().into();
@@ -179,6 +190,12 @@ impl Target for Pagemap {
 
     fn leaves<'a>(&'a self, pages: PgoffRange, visit: &mut dyn FnMut(&'a Pagemap, PgoffRange)) {
         visit(self, pages);
+    }
+}
+
+impl SyncPoint for Pagemap {
+    fn sync(&self) -> Result<(), PersistError> {
+        self.persist()
     }
 }
 

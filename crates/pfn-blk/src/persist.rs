@@ -1,14 +1,16 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
 
-//! Making pages durable: which stores need a sync, and what it means when one fails.
+//! Making pages durable: what needs a sync, and what it means when one fails.
 
+use std::fmt;
 use std::io;
 use std::sync::Arc;
 
 use thiserror::Error;
 
+use crate::bio::BioError;
 use crate::lease::StoreDisabled;
-use crate::pagemap::Pagemap;
+use crate::target::Target;
 
 /// Why pages could not be made durable.
 #[derive(Debug, Clone, Error)]
@@ -35,37 +37,54 @@ pub enum PersistError {
         #[source]
         source: Arc<io::Error>,
     },
+    /// A target's own records, without which the data is not found again.
+    #[error("cannot update {0}")]
+    Metadata(&'static str, #[source] Arc<BioError>),
 }
 
-/// The stores that must be synced for some pages to be durable, each once.
+/// What a persist ends at: a [`Pagemap`](crate::Pagemap), or a target that has more to do than to
+/// hand it on, such as a [`Mirror`](crate::Mirror).
+pub trait SyncPoint: fmt::Debug + Send + Sync {
+    /// Makes everything that was written to it before the call durable.
+    fn sync(&self) -> Result<(), PersistError>;
+}
+
+/// What must be synced for some pages to be durable, each once.
 ///
 /// Targets fill it on the way down ([`Target::persist`](crate::Target::persist)); whoever asked
 /// then syncs.
 #[derive(Debug, Default)]
 pub struct SyncSet<'a> {
-    pagemaps: Vec<&'a Pagemap>,
+    points: Vec<&'a dyn SyncPoint>,
 }
 
 impl<'a> SyncSet<'a> {
-    /// Adds a store, unless it is in the set already.
-    pub fn add(&mut self, pagemap: &'a Pagemap) {
-        if !self.pagemaps.iter().any(|have| std::ptr::eq(*have, pagemap)) {
-            self.pagemaps.push(pagemap);
+    /// Adds a store or target, unless it is in the set already.
+    pub fn add(&mut self, point: &'a dyn SyncPoint) {
+        if !self.points.iter().any(|have| std::ptr::addr_eq(*have, point)) {
+            self.points.push(point);
         }
     }
 
-    /// How many stores that is.
+    /// How many that is.
     pub fn len(&self) -> usize {
-        self.pagemaps.len()
+        self.points.len()
     }
 
     /// Whether nothing needs a sync.
     pub fn is_empty(&self) -> bool {
-        self.pagemaps.is_empty()
+        self.points.is_empty()
     }
 
-    /// Syncs every store, also behind one that fails, and returns the first error.
+    /// Syncs them all, also behind one that fails, and returns the first error.
     pub fn sync(self) -> Result<(), PersistError> {
-        self.pagemaps.into_iter().map(Pagemap::persist).fold(Ok(()), Result::and)
+        self.points.into_iter().map(SyncPoint::sync).fold(Ok(()), Result::and)
     }
+}
+
+/// Makes all pages of `target` durable.
+pub(crate) fn persist_all(target: &dyn Target) -> Result<(), PersistError> {
+    let mut syncs = SyncSet::default();
+    target.persist(target.pages(), &mut syncs);
+    syncs.sync()
 }

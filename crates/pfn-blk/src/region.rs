@@ -19,8 +19,8 @@ use crate::target::Target;
 #[derive(Debug, Clone, PartialEq, Eq, Error)]
 #[non_exhaustive]
 pub enum InvalidRegion {
-    /// A writable page that the stack uses twice: what is written to one place would appear in
-    /// another.
+    /// A writable page that the stack uses twice, or that a target somewhere has to itself: what
+    /// is written to one place would appear in another.
     #[error("{store} is used twice, from {at} on")]
     UsedTwice {
         /// The store.
@@ -61,17 +61,19 @@ impl Region {
                 used.push((pagemap, pages));
             }
         });
+        let claimed = used
+            .iter()
+            .find_map(|(pagemap, pages)| pagemap.claims().first(*pages).map(|at| (*pagemap, at)));
         used.sort_by_key(|(pagemap, pages)| (std::ptr::from_ref(*pagemap), pages.start()));
-        let overlap = used.windows(2).find(|pair| {
+        let overlap = used.windows(2).find_map(|pair| {
             let [(one, before), (other, behind)] = [pair[0], pair[1]];
-            std::ptr::eq(one, other) && behind.start().get() < before.end()
+            let overlap = std::ptr::eq(one, other) && behind.start().get() < before.end();
+            overlap.then_some((other, behind.start()))
         });
-        match overlap {
+        match claimed.or(overlap) {
             None => Ok(()),
-            Some(pair) => {
-                let (pagemap, pages) = pair[1];
-                let store = pagemap.store().name().to_owned();
-                Err(InvalidRegion::UsedTwice { store, at: pages.start() })
+            Some((pagemap, at)) => {
+                Err(InvalidRegion::UsedTwice { store: pagemap.store().name().to_owned(), at })
             }
         }
     }
@@ -81,9 +83,14 @@ impl Region {
         self.target.nr_pages()
     }
 
+    /// What may be done with its pages: with all of them, if they may be written.
+    pub fn access(&self) -> Access {
+        self.target.access()
+    }
+
     /// All of its pages.
     pub fn pages(&self) -> PgoffRange {
-        PgoffRange::try_new(Pgoff::ZERO, self.nr_pages()).expect("a size is a valid range")
+        self.target.pages()
     }
 
     /// Where the first of `pages` lies, and how many of them follow it there. Or that it can't be

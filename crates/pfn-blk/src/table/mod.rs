@@ -18,7 +18,8 @@ use crate::extent::{Extent, NotDirect};
 use crate::page::{NrPages, Pgoff, PgoffRange};
 use crate::pagemap::Pagemap;
 use crate::persist::SyncSet;
-use crate::target::Target;
+use crate::store::Access;
+use crate::target::{Target, access_of};
 
 /// Entries that don't tile the table's pages from zero on, each page once.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Error)]
@@ -99,6 +100,10 @@ impl Table {
 impl Target for Table {
     fn nr_pages(&self) -> NrPages {
         self.nr_pages
+    }
+
+    fn access(&self) -> Access {
+        access_of(self.entries.iter().map(|(_, target)| &**target))
     }
 
     fn direct_access(&self, pages: PgoffRange) -> Result<Extent<'_>, NotDirect> {

@@ -8,6 +8,7 @@ use crate::extent::{Extent, NotDirect, NotDirectReason};
 use crate::page::{NrPages, PgoffRange};
 use crate::pagemap::Pagemap;
 use crate::persist::SyncSet;
+use crate::store::Access;
 
 /// Pages that read as zeroes and forget what is written, as in Linux's `dm-zero`.
 #[derive(Debug, Clone, Copy)]
@@ -41,6 +42,10 @@ impl Target for ZeroTarget {
         self.nr_pages
     }
 
+    fn access(&self) -> Access {
+        Access::ReadWrite
+    }
+
     fn direct_access(&self, pages: PgoffRange) -> Result<Extent<'_>, NotDirect> {
         Err(NotDirect { nr_pages: pages.nr_pages(), because: NotDirectReason::Zero })
     }
@@ -60,6 +65,10 @@ impl Target for ZeroTarget {
 impl Target for ErrorTarget {
     fn nr_pages(&self) -> NrPages {
         self.nr_pages
+    }
+
+    fn access(&self) -> Access {
+        Access::ReadWrite
     }
 
     fn direct_access(&self, pages: PgoffRange) -> Result<Extent<'_>, NotDirect> {

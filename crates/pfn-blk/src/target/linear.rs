@@ -17,6 +17,7 @@ use crate::extent::{Extent, NotDirect};
 use crate::page::{NrPages, Pgoff, PgoffRange};
 use crate::pagemap::Pagemap;
 use crate::persist::SyncSet;
+use crate::store::Access;
 
 /// A linear target that reaches past what is beneath it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Error)]
@@ -54,6 +55,10 @@ impl Linear {
 impl Target for Linear {
     fn nr_pages(&self) -> NrPages {
         self.pages.nr_pages()
+    }
+
+    fn access(&self) -> Access {
+        self.beneath.access()
     }
 
     fn direct_access(&self, pages: PgoffRange) -> Result<Extent<'_>, NotDirect> {

@@ -4,18 +4,31 @@
 
 mod constant;
 mod linear;
+mod metadata;
+mod mirror;
+mod snapshot;
 mod striped;
 
 use std::fmt;
 
 pub use self::constant::{ErrorTarget, ZeroTarget};
 pub use self::linear::{InvalidLinear, Linear};
+pub use self::metadata::InvalidMetadata;
+pub use self::mirror::{InSync, InvalidMirror, LegState, Mirror, MirrorLog, MirrorStatus};
+pub use self::snapshot::{InvalidSnapshot, Snapshot, SnapshotUsage};
 pub use self::striped::{InvalidStriped, Striped};
 use crate::bio::{BioError, BioVec};
 use crate::extent::{Extent, NotDirect};
-use crate::page::{NrPages, PgoffRange};
+use crate::page::{NrPages, Pgoff, PgoffRange};
 use crate::pagemap::Pagemap;
 use crate::persist::SyncSet;
+use crate::store::Access;
+
+/// What may be done with pages of all of `targets`.
+pub(crate) fn access_of<'a>(targets: impl IntoIterator<Item = &'a dyn Target>) -> Access {
+    let may_write = targets.into_iter().all(|target| target.access() == Access::ReadWrite);
+    if may_write { Access::ReadWrite } else { Access::ReadOnly }
+}
 
 /// A piece of a stack: a [`Pagemap`] at the bottom, a [`Table`](crate::Table) at the top, targets
 /// such as [`Linear`] between.
@@ -27,6 +40,14 @@ pub trait Target: fmt::Debug + Send + Sync {
     /// Its size.
     fn nr_pages(&self) -> NrPages;
 
+    /// All of its pages.
+    fn pages(&self) -> PgoffRange {
+        PgoffRange::try_new(Pgoff::ZERO, self.nr_pages()).expect("a size is a valid range")
+    }
+
+    /// What may be done with its pages: with all of them, if they may be written.
+    fn access(&self) -> Access;
+
     /// Where the first of `pages` lies, and how many of them follow it there: at least one, at
     /// most all. Or that it can't be mapped, and how many of them can't. In constant or logarithmic
     /// time.
@@ -35,9 +56,10 @@ pub trait Target: fmt::Debug + Send + Sync {
     /// Moves data. Pieces of it are done in order, up to the first that fails.
     fn submit(&self, vec: BioVec<'_>) -> Result<(), BioError>;
 
-    /// Adds to `syncs` every store that must be synced for `pages` to be durable.
+    /// Adds to `syncs` all that must be synced for `pages` to be durable.
     fn persist<'a>(&'a self, pages: PgoffRange, syncs: &mut SyncSet<'a>);
 
-    /// Names every page of every store that `pages` are made of, in runs, in any order.
+    /// Names every page of every store that `pages` are made of, in runs, in any order. Pages that
+    /// a target below has to itself are not named: nobody else can get at them.
     fn leaves<'a>(&'a self, pages: PgoffRange, visit: &mut dyn FnMut(&'a Pagemap, PgoffRange));
 }

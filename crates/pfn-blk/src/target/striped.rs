@@ -13,12 +13,13 @@ use std::sync::Arc;
 
 use thiserror::Error;
 
-use super::{InvalidLinear, Linear, Target};
+use super::{InvalidLinear, Linear, Target, access_of};
 use crate::bio::{BioError, BioVec};
 use crate::extent::{Extent, NotDirect};
 use crate::page::{NrPages, Pgoff, PgoffRange};
 use crate::pagemap::Pagemap;
 use crate::persist::SyncSet;
+use crate::store::Access;
 
 /// Arguments that make no striped target.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Error)]
@@ -134,6 +135,10 @@ impl Striped {
 impl Target for Striped {
     fn nr_pages(&self) -> NrPages {
         self.nr_pages
+    }
+
+    fn access(&self) -> Access {
+        access_of(self.stripes.iter().map(|stripe| stripe as &dyn Target))
     }
 
     fn direct_access(&self, pages: PgoffRange) -> Result<Extent<'_>, NotDirect> {

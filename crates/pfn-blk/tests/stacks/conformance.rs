@@ -50,13 +50,15 @@ fn any_step() -> impl Strategy<Value = Step> {
 struct Subject {
     region: Region,
     stores: Vec<Arc<Pagemap>>,
+    /// Which target keeps each page that one keeps.
+    keepers: Vec<usize>,
     model: Model,
 }
 
 impl Subject {
     fn new(built: Built) -> Self {
-        let Built { target, stores, model } = built;
-        Self { region: Region::try_new(target).unwrap(), stores, model }
+        let Built { target, stores, keepers, model, .. } = built;
+        Self { region: Region::try_new(target).unwrap(), stores, keepers, model }
     }
 
     fn pick(&self, start: Index, len: Index) -> (usize, usize) {
@@ -181,7 +183,16 @@ impl Subject {
         assert_eq!(at, start + len);
     }
 
-    /// The stores that a persist syncs are those that have the pages.
+    /// What a persist of a page syncs: a store, or the uppermost target that keeps it.
+    fn sync_point(&self, page: Page) -> Option<(bool, usize)> {
+        match page {
+            Page::At(store, _) => Some((true, store)),
+            Page::Kept(number) => Some((false, self.keepers[number])),
+            _ => None,
+        }
+    }
+
+    /// What a persist syncs is that which has the pages.
     fn check_persist(&self, target: &dyn Target) {
         for start in 0..self.model.pages.len() {
             for len in 1..=self.model.pages.len() - start {
@@ -201,12 +212,10 @@ impl Subject {
                 assert_eq!(leaves, expected);
                 let mut syncs = SyncSet::default();
                 target.persist(of(start, len), &mut syncs);
-                let stores = |page: &Page| match *page {
-                    Page::At(store, _) => Some(store),
-                    _ => None,
-                };
-                let expected: HashSet<_> =
-                    self.model.pages[start..start + len].iter().filter_map(stores).collect();
+                let expected: HashSet<_> = self.model.pages[start..start + len]
+                    .iter()
+                    .filter_map(|page| self.sync_point(*page))
+                    .collect();
                 assert_eq!(syncs.len(), expected.len());
             }
         }
@@ -264,6 +273,10 @@ fn each_target_alone_does_as_the_model() {
         Stack::Striped(1, stores()),
         Stack::Striped(2, stores()),
         Stack::Table(stores()),
+        Stack::Mirror(0, stores()),
+        Stack::Mirror(1, stores()),
+        Stack::Snapshot(0, Box::new(Stack::Store(8)), Box::new(Stack::Store(1))),
+        Stack::Snapshot(2, Box::new(Stack::Store(8)), Box::new(Stack::Store(1))),
     ];
     for target in targets {
         let mut subject = Subject::new(target.build());
@@ -288,9 +301,10 @@ fn check_store(store: Box<dyn Store>) {
     let model = Model {
         pages: (0..pages).map(|at| Page::At(0, at as u64)).collect(),
         stores: vec![vec![0; pages]],
+        kept: Vec::new(),
     };
     let region = Region::try_new(Arc::clone(&pagemap) as Arc<dyn Target>).unwrap();
-    let mut subject = Subject { region, stores: vec![pagemap], model };
+    let mut subject = Subject { region, stores: vec![pagemap], keepers: Vec::new(), model };
     for start in 0..pages {
         let bytes: Vec<u8> =
             (start..pages).map(|at| u8::try_from(7 * start + at + 1).unwrap()).collect();

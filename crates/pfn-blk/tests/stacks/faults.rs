@@ -7,12 +7,14 @@ use std::collections::HashSet;
 use std::io;
 use std::sync::{Arc, Mutex};
 
-use pfn_blk::{BioError, HookedStore, PersistError, PgoffRange, Region, StoreOperation, Target};
+use pfn_blk::{
+    BioError, HookedStore, MemoryStore, PersistError, PgoffRange, Region, StoreOperation, Target,
+};
 use proptest::prelude::*;
 use proptest::sample::Index;
 
 use crate::model::{Page, fill, range};
-use crate::stack::{Stack, any_stack};
+use crate::stack::{Stack, any_remapping, name};
 
 /// What all stores of a stack share.
 #[derive(Debug, Default)]
@@ -45,7 +47,8 @@ fn follow(plan: &Mutex<Plan>, number: usize, operation: StoreOperation) -> io::R
 /// A stack of faulty stores, its pages filled with 1.
 fn build(stack: &Stack) -> (crate::stack::Built, Region, Arc<Mutex<Plan>>) {
     let plan = Arc::new(Mutex::new(Plan::default()));
-    let mut built = stack.build_on(&mut |number, store| {
+    let mut built = stack.build_on(&mut |number, nr_pages| {
+        let store = MemoryStore::new(&name(number), nr_pages).unwrap();
         let plan = Arc::clone(&plan);
         Box::new(HookedStore::new(store, move |operation| follow(&plan, number, operation)))
     });
@@ -81,7 +84,7 @@ proptest! {
 
     #[test]
     fn write_that_fails_is_done_up_to_the_piece_that_failed(
-        stack in any_stack(),
+        stack in any_remapping(),
         start in any::<Index>(),
         len in any::<Index>(),
         left in 0..6usize,
@@ -102,7 +105,7 @@ proptest! {
         let (good, bad) = done.split_at(done.len() - usize::from(failed));
         match (&result, bad) {
             (Err(BioError::Store { store, pages, .. }), [(number, failed)]) => {
-                prop_assert_eq!(store, &format!("store {number}"));
+                prop_assert_eq!(store, &name(*number));
                 prop_assert_eq!(pages, failed);
             }
             (Err(BioError::ErrorTarget { .. }), []) => {}
@@ -126,7 +129,7 @@ proptest! {
     }
 
     #[test]
-    fn read_that_fails_says_where(stack in any_stack(), left in 0..6usize) {
+    fn read_that_fails_says_where(stack in any_remapping(), left in 0..6usize) {
         let (built, region, plan) = build(&stack);
         *plan.lock().unwrap() = Plan { left: Some(left), ..Plan::default() };
         let mut buffer = vec![0; built.model.pages.len() * 4096];
@@ -136,7 +139,7 @@ proptest! {
             Err(BioError::Store { store, pages, .. }) => {
                 let (number, failed) = plan.done.last().unwrap();
                 prop_assert!(plan.failed);
-                prop_assert_eq!((store, pages), (format!("store {number}"), *failed));
+                prop_assert_eq!((store, pages), (self::name(*number), *failed));
             }
             _ => prop_assert!(!plan.failed),
         }
@@ -144,7 +147,7 @@ proptest! {
 
     #[test]
     fn sync_that_fails_fails_for_its_pages_and_for_ever(
-        stack in any_stack(),
+        stack in any_remapping(),
         store in any::<Index>(),
         start in any::<Index>(),
         len in any::<Index>(),
@@ -163,7 +166,7 @@ proptest! {
         match region.persist(pages) {
             Err(PersistError::Sync { store: name, .. }) => {
                 prop_assert!(concerned);
-                prop_assert_eq!(name, format!("store {store}"));
+                prop_assert_eq!(name, self::name(store));
             }
             result => prop_assert!(result.is_ok() && !concerned),
         }

@@ -4,8 +4,10 @@
 //! knows each page by itself.
 
 mod conformance;
+mod crashes;
 mod faults;
 mod lifetimes;
 mod model;
+mod power;
 mod stack;
 mod tables;

@@ -9,6 +9,8 @@ use pfn_blk::{NrPages, Pgoff, PgoffRange};
 pub(crate) enum Page {
     /// A page of the store of that number.
     At(usize, u64),
+    /// Kept by a target, of that number among all such pages.
+    Kept(usize),
     Zero,
     Error,
 }
@@ -17,6 +19,8 @@ pub(crate) enum Page {
 pub(crate) struct Model {
     pub(crate) pages: Vec<Page>,
     pub(crate) stores: Vec<Vec<u8>>,
+    /// What the pages hold that targets keep.
+    pub(crate) kept: Vec<u8>,
 }
 
 impl Model {
@@ -24,6 +28,7 @@ impl Model {
     pub(crate) fn read(&self, start: usize, len: usize) -> Option<Vec<u8>> {
         let byte = |page: &Page| match *page {
             Page::At(store, at) => Some(self.stores[store][usize::try_from(at).unwrap()]),
+            Page::Kept(number) => Some(self.kept[number]),
             Page::Zero => Some(0),
             Page::Error => None,
         };
@@ -36,6 +41,7 @@ impl Model {
         for (page, byte) in self.pages[start..].iter().zip(bytes) {
             match *page {
                 Page::At(store, at) => self.stores[store][usize::try_from(at).unwrap()] = *byte,
+                Page::Kept(number) => self.kept[number] = *byte,
                 Page::Zero => {}
                 Page::Error => return false,
             }

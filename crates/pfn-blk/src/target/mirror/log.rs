@@ -1,0 +1,376 @@
+// SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
+
+//! The write-intent log: in which regions the legs of a mirror may differ.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::ops::Range;
+use std::sync::Arc;
+
+use fixedbitset::FixedBitSet;
+use tracing::warn;
+use zerocopy::little_endian::{U32, U64};
+use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
+
+use super::{InSync, InvalidMirror};
+use crate::bio::BioError;
+use crate::page::{NrPages, PgoffRange};
+use crate::persist::persist_all;
+use crate::target::Target;
+use crate::target::metadata::{
+    self, Header, InvalidMetadata, PAGE_BYTES, SECTOR_BYTES, check, decode, is_blank, range,
+};
+
+/// More regions than this take too much memory: 16 MiB for their bits.
+const REGIONS_MAX: u64 = 1 << 27;
+/// Bits in a sector of the bitmap.
+const SECTOR_BITS: u64 = (SECTOR_BYTES as u64 - 4) * 8;
+/// Bits in a page of it.
+const PAGE_BITS: u64 = SECTOR_BITS * (PAGE_BYTES / SECTOR_BYTES) as u64;
+
+/// What the log's header says.
+#[derive(Debug, Clone, Copy, FromBytes, IntoBytes, KnownLayout, Immutable)]
+#[repr(C)]
+struct LogHeader {
+    nr_pages: U64,
+    region: U64,
+    legs: U32,
+    /// The legs that lack what was written, a bit for each.
+    behind: U32,
+}
+
+impl Header for LogHeader {
+    const MAGIC: [u8; 8] = *b"pfnblkML";
+    const VERSION: u32 = 1;
+    const WHAT: &'static str = "mirror log";
+}
+
+/// A sector of the bitmap.
+#[derive(Debug, Clone, FromBytes, IntoBytes, KnownLayout, Immutable)]
+#[repr(C)]
+struct Sector {
+    /// A bit for each region, the first the lowest of the first byte.
+    bits: [u8; SECTOR_BYTES - 4],
+    /// The CRC-32 of the sector's number and the bits.
+    check: U32,
+}
+
+impl Sector {
+    fn check_of(&self, number: u64) -> u32 {
+        let mut hasher = crc32fast::Hasher::new();
+        hasher.update(&number.to_le_bytes());
+        hasher.update(&self.bits);
+        hasher.finalize()
+    }
+}
+
+/// Writes to a region.
+#[derive(Debug, Default)]
+struct Activity {
+    /// How many are under way.
+    in_flight: u64,
+    /// How many persists had begun when the last one ended.
+    last: u64,
+}
+
+/// The geometry of a mirror.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Geometry {
+    pub(super) nr_pages: NrPages,
+    /// The size of a region.
+    pub(super) region: NrPages,
+    pub(super) legs: u32,
+}
+
+impl Geometry {
+    pub(super) fn regions(self) -> u64 {
+        self.nr_pages.get().div_ceil(self.region.get())
+    }
+
+    /// The regions that have some of `pages`.
+    pub(super) fn regions_of(self, pages: PgoffRange) -> Range<u64> {
+        let region = self.region.get();
+        pages.start().get() / region..pages.end().div_ceil(region)
+    }
+
+    /// The pages of a region; the last one may be shorter.
+    pub(super) fn pages_of(self, region: u64) -> PgoffRange {
+        let start = region * self.region.get();
+        range(start, self.region.get().min(self.nr_pages.get() - start))
+    }
+}
+
+/// In which regions the legs may differ: those that are *stale*, as a leg missed something or
+/// nobody knows, and those that are being written to. A bit is set and synced before a write
+/// begins. It is cleared some time after a persist, which need not be durable: one that is set for
+/// nothing costs a copy.
+#[derive(Debug)]
+pub(super) struct Log {
+    geometry: Geometry,
+    /// Where it is written down, if it is.
+    device: Option<Arc<dyn Target>>,
+    /// Whether the device has no header yet.
+    blank: bool,
+    /// Why it can't be kept any more. Final: what it says isn't known.
+    failed: Option<BioError>,
+    stale: FixedBitSet,
+    written: BTreeMap<u64, Activity>,
+    /// How many persists have begun.
+    persists: u64,
+    /// The legs that are behind, as it is written down.
+    behind: u8,
+}
+
+impl Log {
+    /// Opens the log on `device`, or makes one for this run only. One that isn't writable is read,
+    /// and then left alone.
+    pub(super) fn open(
+        device: Option<Arc<dyn Target>>,
+        geometry: Geometry,
+        in_sync: InSync,
+        is_writable: bool,
+    ) -> Result<Self, InvalidMirror> {
+        let regions = geometry.regions();
+        if regions > REGIONS_MAX {
+            return Err(InvalidMirror::SmallRegion(geometry.region));
+        }
+        let stale = FixedBitSet::with_capacity(index(regions));
+        let mut log = Self {
+            geometry,
+            device,
+            blank: true,
+            failed: None,
+            stale,
+            written: BTreeMap::new(),
+            persists: 0,
+            behind: 0,
+        };
+        log.load()?;
+        if in_sync == InSync::No || (log.blank && in_sync == InSync::AsLogged) {
+            log.stale.insert_range(..);
+        }
+        log.device = log.device.filter(|_| is_writable);
+        Ok(log)
+    }
+
+    /// Reads what the device says, unless it is blank.
+    fn load(&mut self) -> Result<(), InvalidMirror> {
+        let Some(device) = &self.device else { return Ok(()) };
+        let pages = self.geometry.regions().div_ceil(PAGE_BITS);
+        let least = NrPages::try_new(1 + pages).expect("a bitmap is small");
+        if device.nr_pages() < least {
+            return Err(InvalidMirror::SmallLog { log: device.nr_pages(), least });
+        }
+        let read = |pages| metadata::read(&**device, pages).map_err(InvalidMetadata::Read);
+        let header = decode::<LogHeader>(&read(range(0, 1))?)?;
+        let bitmap = read(range(1, pages))?;
+        let Some(header) = header else {
+            return match is_blank(&bitmap[..SECTOR_BYTES]) {
+                true => Ok(()),
+                false => Err(InvalidMetadata::HeaderLost.into()),
+            };
+        };
+        let Geometry { nr_pages, region, legs } = self.geometry;
+        check("size in pages", header.nr_pages.get(), nr_pages.get())?;
+        check("region size in pages", header.region.get(), region.get())?;
+        check("number of legs", header.legs.get().into(), legs.into())?;
+        self.blank = false;
+        let behind = u8::try_from(header.behind.get()).ok();
+        // One leg has everything, always.
+        let behind = behind.filter(|behind| behind.count_ones() < legs);
+        self.behind = behind.ok_or(InvalidMetadata::Header)?;
+        let sectors = <[Sector]>::ref_from_bytes(&bitmap).expect("a page is full of sectors");
+        for (number, sector) in (0..).zip(sectors) {
+            let first = number * SECTOR_BITS;
+            let regions = first..(first + SECTOR_BITS).min(self.geometry.regions());
+            let good = sector.check.get() == sector.check_of(number);
+            if !good && !regions.is_empty() {
+                warn!(?regions, "mirror: a sector of the log is damaged; the regions are stale");
+            }
+            for region in regions {
+                let (byte, bit) = bit_of(region - first);
+                if !good || sector.bits[byte] & bit != 0 {
+                    self.stale.insert(index(region));
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// The legs that are not to be read before a resync, when the mirror is opened: those that are
+    /// behind, and where any region is stale all but the first that isn't.
+    pub(super) fn recovering(&self) -> u8 {
+        if self.stale.is_clear() {
+            return self.behind;
+        }
+        let believed = self.behind.trailing_ones();
+        let all = u8::MAX >> (u8::BITS - self.geometry.legs);
+        all & !(1 << believed)
+    }
+
+    /// How many regions are stale.
+    pub(super) fn stale_count(&self) -> u64 {
+        self.stale.count_ones(..) as u64
+    }
+
+    /// The regions that are.
+    pub(super) fn stale(&self) -> Vec<u64> {
+        self.stale.ones().map(|region| region as u64).collect()
+    }
+
+    /// Writes to `regions` are about to begin, with the legs `behind` behind. Where `missed`, a
+    /// leg misses them.
+    pub(super) fn begin(
+        &mut self,
+        regions: Range<u64>,
+        behind: u8,
+        missed: bool,
+    ) -> Result<(), BioError> {
+        let mut pages = BTreeSet::new();
+        for region in regions.clone() {
+            if !self.is_dirty(region) {
+                pages.insert(region / PAGE_BITS);
+            }
+            self.written.entry(region).or_default().in_flight += 1;
+            if missed {
+                self.stale.insert(index(region));
+            }
+        }
+        let done = self.record(&pages, behind);
+        if done.is_err() {
+            self.end(regions);
+        }
+        done
+    }
+
+    /// Writes to `regions` have ended.
+    pub(super) fn end(&mut self, regions: Range<u64>) {
+        for region in regions {
+            let activity = self.written.entry(region).or_default();
+            activity.in_flight = activity.in_flight.saturating_sub(1);
+            activity.last = self.persists;
+        }
+    }
+
+    /// The legs differ in `regions`, which are being written to, from now on.
+    pub(super) fn differ(&mut self, regions: Range<u64>) {
+        regions.for_each(|region| self.stale.insert(index(region)));
+    }
+
+    /// A leg may lack all that was written and not yet persisted.
+    pub(super) fn differ_where_written(&mut self) {
+        for region in self.written.keys() {
+            self.stale.insert(index(*region));
+        }
+    }
+
+    /// A persist begins. Returns its number.
+    pub(super) fn begin_persist(&mut self) -> u64 {
+        self.persists += 1;
+        self.persists
+    }
+
+    /// The persist of that number is done: the legs that aren't behind have all that was written
+    /// before it. Regions that were left alone since the one before need no bit any more; most
+    /// that are written to once are written to again.
+    pub(super) fn end_persist(&mut self, number: u64) {
+        let quiet = |activity: &Activity| activity.in_flight == 0 && activity.last + 1 < number;
+        let mut pages = BTreeSet::new();
+        self.written.retain(|region, activity| {
+            let quiet = quiet(activity);
+            if quiet && !self.stale.contains(index(*region)) {
+                pages.insert(region / PAGE_BITS);
+            }
+            !quiet
+        });
+        if let Err(error) = pages.iter().try_for_each(|page| self.write_page(*page)) {
+            warn!(%error, "mirror: cannot clear bits in the log; a resync will copy too much");
+        }
+    }
+
+    /// All legs were given `region`. Like one that was written to it keeps its bit until a persist.
+    pub(super) fn copied(&mut self, region: u64) {
+        self.stale.set(index(region), false);
+        self.written.entry(region).or_default().last = self.persists;
+    }
+
+    /// Has the header say which legs are behind.
+    pub(super) fn record_behind(&mut self, behind: u8) -> Result<(), BioError> {
+        self.record(&BTreeSet::new(), behind)
+    }
+
+    /// Makes durable what `pages` of the bitmap and the header should say.
+    fn record(&mut self, pages: &BTreeSet<u64>, behind: u8) -> Result<(), BioError> {
+        if let Some(failed) = &self.failed {
+            return Err(failed.clone());
+        }
+        let Some(device) = self.device.clone() else {
+            self.behind = behind;
+            return Ok(());
+        };
+        if pages.is_empty() && self.behind == behind && !self.blank {
+            return Ok(());
+        }
+        let all = (0..self.geometry.regions().div_ceil(PAGE_BITS)).collect();
+        let pages = if self.blank { &all } else { pages };
+        let record = || {
+            if self.blank || self.behind != behind {
+                metadata::write(&*device, 0, &self.header(behind))?;
+            }
+            if self.blank {
+                // No bitmap without a header: a blank log is told by both.
+                persist_all(&*device)?;
+            }
+            pages.iter().try_for_each(|page| self.write_page(*page))?;
+            Ok(persist_all(&*device)?)
+        };
+        if let Err(error) = record() {
+            self.failed = Some(BioError::clone(&error));
+            return Err(error);
+        }
+        self.blank = false;
+        self.behind = behind;
+        Ok(())
+    }
+
+    fn header(&self, behind: u8) -> Vec<u8> {
+        let Geometry { nr_pages, region, legs } = self.geometry;
+        metadata::encode(&LogHeader {
+            nr_pages: nr_pages.get().into(),
+            region: region.get().into(),
+            legs: legs.into(),
+            behind: u32::from(behind).into(),
+        })
+    }
+
+    fn is_dirty(&self, region: u64) -> bool {
+        self.stale.contains(index(region)) || self.written.contains_key(&region)
+    }
+
+    /// Writes a page of the bitmap.
+    fn write_page(&self, page: u64) -> Result<(), BioError> {
+        let Some(device) = &self.device else { return Ok(()) };
+        let regions = page * PAGE_BITS..(page + 1) * PAGE_BITS;
+        let stale = regions.clone().filter(|region| self.stale.contains(index(*region)));
+        let written = self.written.range(regions.clone()).map(|(region, _)| *region);
+        let blank = Sector { bits: [0; SECTOR_BYTES - 4], check: U32::ZERO };
+        let mut sectors = vec![blank; PAGE_BYTES / SECTOR_BYTES];
+        for at in stale.chain(written).map(|region| region - regions.start) {
+            let (byte, bit) = bit_of(at % SECTOR_BITS);
+            sectors[index(at / SECTOR_BITS)].bits[byte] |= bit;
+        }
+        for (number, sector) in (regions.start / SECTOR_BITS..).zip(&mut sectors) {
+            sector.check = sector.check_of(number).into();
+        }
+        metadata::write(&**device, 1 + page, sectors.as_bytes())
+    }
+}
+
+/// The byte and the bit in it that a region of a sector has.
+fn bit_of(at: u64) -> (usize, u8) {
+    (index(at / 8), 1 << (at % 8))
+}
+
+/// A number of regions, of which there are no more than [`REGIONS_MAX`].
+fn index(count: u64) -> usize {
+    usize::try_from(count).expect("no more regions than fit in memory")
+}

@@ -1,0 +1,419 @@
+// SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
+
+//! `snapshot`: copy-on-write over an origin, as in Linux's `dm-snapshot`.
+//!
+//! What is written goes to a COW store, a chunk at a time; what was never written is read from the
+//! origin, which is not touched. The COW store, in chunks:
+//!
+//! ```text
+//! header | map  0 1 2 … E-1 | map  E E+1 … 2E-1 | …         E = 512 entries × pages of a chunk
+//!          area 0             area 1
+//!
+//! header   how many entries the map has, and the check of the last
+//! map      entry i: which chunk of the snapshot the store's chunk i stands for; its check
+//! ```
+//!
+//! Chunks are taken in order, so an entry need not say where its chunk lies. A check is the CRC-32
+//! of all entries so far: one that was lost, damaged or is left over from before breaks the chain
+//! at its place. A persist syncs chunks and entries, then writes the header that counts them, and
+//! syncs that. Entries behind the count are not there: their chunks are free.
+//!
+//! The store may grow, and is used to its new end when it is opened again.
+
+mod layout;
+mod map;
+
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
+
+use thiserror::Error;
+
+use self::layout::Layout;
+use self::map::{Map, Place};
+use super::Target;
+use super::metadata::{self, InvalidMetadata, range};
+use crate::bio::{BioError, BioVec, Buffer, Direction};
+use crate::claim::{Claim, Claimed};
+use crate::extent::{Extent, NotDirect, NotDirectReason};
+use crate::page::{NrPages, PAGE_SIZE, PgoffRange};
+use crate::pagemap::Pagemap;
+use crate::persist::{PersistError, SyncPoint, SyncSet, persist_all};
+use crate::store::Access;
+
+/// How much [`Snapshot::merge`] copies at a time, while bios wait.
+const MERGE_BYTES: u64 = 16 << 20;
+
+/// An origin and a COW store that make no snapshot.
+#[derive(Debug, Clone, Error)]
+#[non_exhaustive]
+pub enum InvalidSnapshot {
+    /// A size that isn't the origin's.
+    #[error("the snapshot has {nr_pages}, its origin only {origin}")]
+    LargerThanOrigin {
+        /// The snapshot's size.
+        nr_pages: NrPages,
+        /// The origin's size.
+        origin: NrPages,
+    },
+    /// A chunk of which too much is copied for a single page.
+    #[error("a chunk of {0} is too large; at most 16 MiB, 32768 sectors, are possible")]
+    LargeChunk(NrPages),
+    /// More chunks than can be counted.
+    #[error("with chunks of {0} there are more than 2^32 - 1; choose a larger chunk")]
+    SmallChunk(NrPages),
+    /// A COW store that has no room for even a chunk.
+    #[error("a COW store of {cow} is too small; it needs {least} at least, to hold one chunk")]
+    SmallCow {
+        /// The COW store's size.
+        cow: NrPages,
+        /// The least that it must be.
+        least: NrPages,
+    },
+    /// A COW store that lost its end.
+    #[error(
+        "the COW store has {used} chunks in use, but room for {capacity} only: \
+         its end was cut off"
+    )]
+    CutOff {
+        /// How many chunks the map counts.
+        used: u64,
+        /// How many there is room for.
+        capacity: u64,
+    },
+    /// An entry of the map that isn't what was written.
+    #[error("the COW store's map is damaged at entry {0}: the checksum doesn't match")]
+    Entry(u64),
+    /// The COW store isn't one, or another's.
+    #[error("the COW store can't be used: {0}")]
+    Metadata(#[from] InvalidMetadata),
+    /// Someone else writes to the origin or the COW store.
+    #[error(transparent)]
+    Claimed(#[from] Claimed),
+}
+
+/// How full a snapshot's COW store is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct SnapshotUsage {
+    /// The size of a chunk.
+    pub chunk: NrPages,
+    /// How many chunks were changed.
+    pub used: u64,
+    /// How many there is room for, or that could be changed at all.
+    pub capacity: u64,
+}
+
+/// Pages over an origin that is never written: changes go to a COW store.
+///
+/// A write to a chunk for the first time takes a chunk of the COW store and copies what the write
+/// leaves of it from the origin. Where the store is full the write fails, with
+/// [`BioError::Full`], and nothing else changes: chunks that were written before can be written
+/// still. Of a write that fails the chunks before the one that failed are written, and of that
+/// one any part, if it had been written to before.
+///
+/// The origin must stay as it is for as long as the COW store is of use, also between two runs:
+/// nothing records what it held.
+#[derive(Debug)]
+pub struct Snapshot {
+    origin: Arc<dyn Target>,
+    cow: Arc<dyn Target>,
+    layout: Layout,
+    /// Held by bios for reading, and by a merge for writing.
+    gate: RwLock<()>,
+    /// Held while a chunk is taken.
+    taking: Mutex<()>,
+    map: RwLock<Map>,
+    committed: Mutex<Committed>,
+    _claims: [Vec<Claim>; 2],
+}
+
+/// What the COW store's header says.
+#[derive(Debug)]
+struct Committed {
+    /// Whether there is a header at all.
+    blank: bool,
+    /// How many entries it counts.
+    count: u64,
+    /// Why nobody knows any more what it says. Final: a chunk that it gives away must not be used.
+    failed: Option<PersistError>,
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+impl Snapshot {
+    /// The first `nr_pages` pages of `origin`, with what `cow` has changed of them, in chunks of
+    /// `chunk`. A blank store is made a COW store by the first persist that has something to
+    /// write down.
+    ///
+    /// Both are claimed as far as they can be written: nobody else may use them meanwhile.
+    pub fn open(
+        origin: Arc<dyn Target>,
+        cow: Arc<dyn Target>,
+        chunk: NrPages,
+        nr_pages: NrPages,
+    ) -> Result<Self, InvalidSnapshot> {
+        if nr_pages > origin.nr_pages() {
+            let origin = origin.nr_pages();
+            return Err(InvalidSnapshot::LargerThanOrigin { nr_pages, origin });
+        }
+        let layout = Layout::try_new(nr_pages, chunk, cow.nr_pages())?;
+        let claims = [Claim::all(&*cow)?, Claim::all(&*origin)?];
+        let loaded = Map::load(&*cow, layout)?;
+        let blank = loaded.is_none();
+        let map = loaded.unwrap_or_else(|| Map::new(layout));
+        let committed = Committed { blank, count: map.len(), failed: None };
+        Ok(Self {
+            origin,
+            cow,
+            layout,
+            gate: RwLock::new(()),
+            taking: Mutex::new(()),
+            map: RwLock::new(map),
+            committed: Mutex::new(committed),
+            _claims: claims,
+        })
+    }
+
+    /// How full it is.
+    pub fn usage(&self) -> SnapshotUsage {
+        let Layout { chunk, capacity, .. } = self.layout;
+        let used = self.with_map(Map::len);
+        SnapshotUsage { chunk, used, capacity: capacity.min(self.layout.chunks()) }
+    }
+
+    /// Writes all changes to the origin, makes them durable there, and forgets them: the snapshot
+    /// holds what it did, and its COW store is free. The origin must be writable. Returns how many
+    /// chunks that were.
+    ///
+    /// Bios go on between one piece and the next; what they change is merged too. After an error
+    /// or a crash nothing is lost, and the call may be repeated.
+    pub fn merge(&self) -> Result<u64, BioError> {
+        let mut merged = 0;
+        loop {
+            let mut committed = lock(&self.committed);
+            if let Some(failed) = &committed.failed {
+                return Err(failed.clone().into());
+            }
+            let _gate = self.gate.write().unwrap_or_else(PoisonError::into_inner);
+            match self.merge_last(&mut committed)? {
+                0 => return Ok(merged),
+                some => merged += some,
+            }
+        }
+    }
+
+    /// Merges the last chunks that were taken, and gives them back.
+    fn merge_last(&self, committed: &mut Committed) -> Result<u64, BioError> {
+        let to = self.with_map(Map::len);
+        let from = to.saturating_sub((MERGE_BYTES / self.layout.chunk.bytes()).max(1));
+        if to == 0 {
+            return Ok(0);
+        }
+        for index in from..to {
+            let pages = self.layout.chunk_pages(self.with_map(|map| map.chunk(index)));
+            let at = range(self.layout.data_page(index), pages.nr_pages().get());
+            let data = metadata::read(&*self.cow, at)?;
+            metadata::write(&*self.origin, pages.start().get(), &data)?;
+        }
+        persist_all(&*self.origin)?;
+        if from < committed.count {
+            self.write_header(committed, from)?;
+        }
+        self.map.write().unwrap_or_else(PoisonError::into_inner).truncate(from);
+        Ok(to - from)
+    }
+
+    fn with_map<T>(&self, ask: impl FnOnce(&Map) -> T) -> T {
+        ask(&self.map.read().unwrap_or_else(PoisonError::into_inner))
+    }
+
+    fn read(&self, vec: BioVec<'_>) -> Result<(), BioError> {
+        let mut rest = Some(vec);
+        while let Some(vec) = rest {
+            let (place, len) = self.with_map(|map| map.place(vec.pages()));
+            let (front, behind) = vec.split(len);
+            self.submit_at(place, front)?;
+            rest = behind;
+        }
+        Ok(())
+    }
+
+    fn write(&self, vec: BioVec<'_>) -> Result<(), BioError> {
+        let mut rest = Some(vec);
+        while let Some(vec) = rest {
+            let (place, len) = self.with_map(|map| map.place(vec.pages()));
+            rest = match place {
+                Place::Cow(_) => {
+                    let (front, behind) = vec.split(len);
+                    self.submit_at(place, front)?;
+                    behind
+                }
+                Place::Origin => self.write_new(vec)?,
+            };
+        }
+        Ok(())
+    }
+
+    fn submit_at(&self, place: Place, vec: BioVec<'_>) -> Result<(), BioError> {
+        match place {
+            Place::Origin => self.origin.submit(vec),
+            Place::Cow(start) => {
+                let pages = range(start, vec.pages().nr_pages().get());
+                self.cow.submit(vec.remap(pages))
+            }
+        }
+    }
+
+    /// Writes the front of `vec`, which was in the origin, to new chunks. Returns what is left.
+    fn write_new<'a>(&self, vec: BioVec<'a>) -> Result<Option<BioVec<'a>>, BioError> {
+        let _taking = lock(&self.taking);
+        let pages = vec.pages();
+        let (place, len, next) = self.with_map(|map| {
+            let (place, len) = map.place(pages);
+            (place, len, map.len())
+        });
+        if place != Place::Origin {
+            // Another writer was first.
+            return Ok(Some(vec));
+        }
+        if next == self.layout.capacity {
+            return Err(BioError::Full { chunks: next });
+        }
+        let first = self.layout.chunk_of(pages.start());
+        let whole = self.whole_chunks(range(pages.start().get(), len.get()), next);
+        let start = self.layout.data_page(next);
+        let (count, rest) = match whole {
+            Some((count, covered)) => {
+                let (front, rest) = vec.split(covered);
+                let pages = range(start, covered.get());
+                self.cow.submit(front.remap(pages))?;
+                (count, rest)
+            }
+            None => {
+                let chunk = self.layout.chunk_pages(first);
+                let part = chunk.intersection(pages).expect("it starts there");
+                let (front, rest) = vec.split(part.nr_pages());
+                let copy = self.copied(chunk, front)?;
+                metadata::write(&*self.cow, start, &copy)?;
+                (1, rest)
+            }
+        };
+        let mut map = self.map.write().unwrap_or_else(PoisonError::into_inner);
+        (first..first + count).for_each(|chunk| map.push(chunk));
+        Ok(rest)
+    }
+
+    /// How many chunks `pages` start with as a whole, that can be taken one behind another from
+    /// entry `next` on, and their pages.
+    fn whole_chunks(&self, pages: PgoffRange, next: u64) -> Option<(u32, NrPages)> {
+        let chunk = self.layout.chunk.get();
+        let (start, end) = (pages.start().get(), pages.end());
+        if start % chunk != 0 {
+            return None;
+        }
+        let ends_snapshot = end == self.layout.nr_pages.get();
+        let len = end - start;
+        let count = if ends_snapshot { len.div_ceil(chunk) } else { len / chunk };
+        let count = count.min(self.layout.run(next));
+        let covered = NrPages::try_new(len.min(count * chunk)).ok()?;
+        Some((u32::try_from(count).ok()?, covered))
+    }
+
+    /// What the origin has in `chunk`, with a write to some of it.
+    fn copied(&self, chunk: PgoffRange, front: BioVec<'_>) -> Result<Vec<u8>, BioError> {
+        let part = front.pages();
+        let mut copy = metadata::buffer(chunk.nr_pages());
+        let bytes =
+            |pages: u64| usize::try_from(pages * PAGE_SIZE).expect("no more than the buffer has");
+        let from = bytes(part.start().get() - chunk.start().get());
+        let to = bytes(part.end() - chunk.start().get());
+        for (pages, at) in [
+            (chunk.start().get()..part.start().get(), 0..from),
+            (part.end()..chunk.end(), to..copy.len()),
+        ] {
+            if !pages.is_empty() {
+                let pages = range(pages.start, pages.end - pages.start);
+                let buffer = Buffer::Read(&mut copy[at]);
+                self.origin.submit(BioVec::try_new(pages, buffer)?)?;
+            }
+        }
+        if let Buffer::Write(data) = front.into_buffer() {
+            copy[from..to].copy_from_slice(data);
+        }
+        Ok(copy)
+    }
+
+    /// Makes everything durable that was written so far.
+    fn commit(&self, committed: &mut Committed) -> Result<(), PersistError> {
+        let to = self.with_map(Map::len);
+        let from = committed.count;
+        if from == to {
+            return persist_all(&*self.cow);
+        }
+        if committed.blank {
+            // No entry without a header: a blank store is told by both.
+            self.write_header(committed, 0)?;
+        }
+        for at in self.with_map(|map| map.pages(from, to)) {
+            let page = self.with_map(|map| map.page(at));
+            metadata::write(&*self.cow, self.layout.map_page(at), &page).map_err(not_updated)?;
+        }
+        persist_all(&*self.cow)?;
+        self.write_header(committed, to)
+    }
+
+    /// Has the header count the first `count` entries.
+    fn write_header(&self, committed: &mut Committed, count: u64) -> Result<(), PersistError> {
+        let header = self.with_map(|map| map.header(count));
+        let written = metadata::write(&*self.cow, 0, &header).map_err(not_updated);
+        if let Err(error) = written.and_then(|()| persist_all(&*self.cow)) {
+            committed.failed = Some(error.clone());
+            return Err(error);
+        }
+        committed.blank = false;
+        committed.count = count;
+        Ok(())
+    }
+}
+
+fn not_updated(error: BioError) -> PersistError {
+    PersistError::Metadata("a snapshot's map", Arc::new(error))
+}
+
+impl SyncPoint for Snapshot {
+    fn sync(&self) -> Result<(), PersistError> {
+        let mut committed = lock(&self.committed);
+        match &committed.failed {
+            Some(failed) => Err(failed.clone()),
+            None => self.commit(&mut committed),
+        }
+    }
+}
+
+impl Target for Snapshot {
+    fn nr_pages(&self) -> NrPages {
+        self.layout.nr_pages
+    }
+
+    fn access(&self) -> Access {
+        self.cow.access()
+    }
+
+    fn direct_access(&self, pages: PgoffRange) -> Result<Extent<'_>, NotDirect> {
+        Err(NotDirect { nr_pages: pages.nr_pages(), because: NotDirectReason::Snapshot })
+    }
+
+    fn submit(&self, vec: BioVec<'_>) -> Result<(), BioError> {
+        let _gate = self.gate.read().unwrap_or_else(PoisonError::into_inner);
+        match vec.direction() {
+            Direction::Read => self.read(vec),
+            Direction::Write => self.write(vec),
+        }
+    }
+
+    fn persist<'a>(&'a self, _pages: PgoffRange, syncs: &mut SyncSet<'a>) {
+        syncs.add(self);
+    }
+
+    fn leaves<'a>(&'a self, _pages: PgoffRange, _visit: &mut dyn FnMut(&'a Pagemap, PgoffRange)) {}
+}
