@@ -6,8 +6,11 @@ use std::path::Path;
 use std::sync::Arc;
 
 use anyhow::{Context, anyhow};
-use pfn_blk::table::{self, Line};
-use pfn_blk::{Access, FileStore, InvalidPages, InvalidStore, NrPages, Region, Sizing, StoreSet};
+use pfn_blk::table::{self, Line, OpenTable, Position};
+use pfn_blk::{
+    Access, FileStore, InvalidPages, InvalidStore, Mirror, NrPages, Region, Sizing, Snapshot,
+    StoreSet,
+};
 use tracing::info;
 use vhost_pmem::{InvalidWindow, check_size};
 
@@ -23,7 +26,7 @@ pub(crate) fn open(args: &BackingArgs) -> anyhow::Result<Region> {
                 .with_context(|| format!("cannot serve {}", path.display()))?;
             Ok(Region::try_new(store)?)
         }
-        (None, Some(path)) => Ok(open_table(path)?.1),
+        (None, Some(path)) => Ok(open_table(path)?.region),
         (None, None) => Err(anyhow!("nothing to serve: give --file or --table")),
     }
 }
@@ -56,12 +59,22 @@ fn open_file(path: &Path, size: Option<ByteSize>) -> anyhow::Result<FileStore> {
     Ok(store)
 }
 
-/// The lines of a table, and what they make.
-pub(crate) fn open_table(path: &Path) -> anyhow::Result<(Vec<Line>, Region)> {
+/// A table that was opened.
+pub(crate) struct OpenedTable {
+    pub(crate) lines: Vec<Line>,
+    pub(crate) region: Region,
+    /// The targets that have something to tell, by the place of their lines.
+    pub(crate) mirrors: Vec<(Position, Arc<Mirror>)>,
+    pub(crate) snapshots: Vec<(Position, Arc<Snapshot>)>,
+}
+
+/// Opens a table and all that it names.
+pub(crate) fn open_table(path: &Path) -> anyhow::Result<OpenedTable> {
     let open = || {
         let lines = table::parse(&std::fs::read_to_string(path)?)?;
-        let table = StoreSet::default().open_table(&lines)?;
-        anyhow::Ok((lines, Region::try_new(Arc::new(table))?))
+        let OpenTable { table, mirrors, snapshots } = StoreSet::default().open_table(&lines)?;
+        let region = Region::try_new(Arc::new(table))?;
+        anyhow::Ok(OpenedTable { lines, region, mirrors, snapshots })
     };
     open().with_context(|| format!("table {}", path.display()))
 }

@@ -6,11 +6,11 @@ use std::collections::HashMap;
 use std::io::{self, Write};
 use std::path::Path;
 
-use pfn_blk::table::{DeviceSpec, Line, TargetSpec};
-use pfn_blk::{Extent, NotDirect, PAGE_SIZE, Pgoff, Region};
+use pfn_blk::table::{DeviceSpec, Line, Position, TargetSpec, Word};
+use pfn_blk::{Extent, LegState, MirrorStatus, NotDirect, PAGE_SIZE, Pgoff, Region, SnapshotUsage};
 use vhost_pmem::Device;
 
-use crate::backing;
+use crate::backing::{self, OpenedTable};
 use crate::size::ByteSize;
 
 /// More extents than this are counted, not shown.
@@ -18,12 +18,13 @@ const SHOWN_MAX: usize = 64;
 
 /// Prints the stack, its extents, and how it would be served; an error if it could not be.
 pub(crate) fn run(path: &Path, out: &mut impl Write) -> anyhow::Result<()> {
-    let (lines, region) = backing::open_table(path)?;
-    writeln!(out, "device: {}, {}", ByteSize(region.nr_pages().bytes()), region.nr_pages())?;
-    Tree::new(&lines).print(None, "", out)?;
+    let opened = backing::open_table(path)?;
+    let size = opened.region.nr_pages();
+    writeln!(out, "device: {}, {size}", ByteSize(size.bytes()))?;
+    Tree::new(&opened).print(None, "", out)?;
     writeln!(out, "extents:")?;
-    print_extents(&region, out)?;
-    match Device::try_new(region) {
+    print_extents(&opened.region, out)?;
+    match Device::try_new(opened.region) {
         Ok(device) => writeln!(out, "window: direct, in {} mappings", device.extents())?,
         Err(error) => {
             writeln!(out, "window: none")?;
@@ -33,44 +34,78 @@ pub(crate) fn run(path: &Path, out: &mut impl Write) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// The lines of each table, by its name.
-struct Tree<'a>(HashMap<Option<&'a str>, Vec<&'a Line>>);
+/// The lines of each table, by its name, and what their targets tell.
+struct Tree<'a> {
+    tables: HashMap<Option<&'a str>, Vec<&'a Line>>,
+    opened: &'a OpenedTable,
+}
+
+/// What a target is made of.
+struct Part<'a> {
+    /// What for, where that isn't plain.
+    role: &'static str,
+    device: &'a Word,
+    start: Pgoff,
+}
 
 impl<'a> Tree<'a> {
-    fn new(lines: &'a [Line]) -> Self {
+    fn new(opened: &'a OpenedTable) -> Self {
         let mut tables: HashMap<_, Vec<_>> = HashMap::new();
-        for line in lines {
+        for line in &opened.lines {
             tables.entry(line.name.as_deref()).or_default().push(line);
         }
-        Self(tables)
+        Self { tables, opened }
     }
 
     /// Prints a table's lines and what is beneath each. Tables are made of those before them only,
     /// so this comes to an end.
     fn print(&self, name: Option<&str>, indent: &str, out: &mut impl Write) -> io::Result<()> {
-        let lines = self.0.get(&name).map(Vec::as_slice).unwrap_or_default();
+        let lines = self.tables.get(&name).map(Vec::as_slice).unwrap_or_default();
         for (index, line) in lines.iter().enumerate() {
             let (branch, below) = branches(index, lines.len());
             let size = ByteSize(line.pages.nr_pages().bytes());
             let at = line.pages.start();
-            writeln!(out, "{indent}{branch}{}, {size} from {at}", kind(&line.target))?;
-            self.print_devices(&line.target, &format!("{indent}{below}"), out)?;
+            let status = self.status(line);
+            writeln!(out, "{indent}{branch}{}, {size} from {at}{status}", kind(&line.target))?;
+            self.print_parts(&line.target, &format!("{indent}{below}"), out)?;
         }
         Ok(())
     }
 
-    fn print_devices(
+    /// How a line's target is, if it has something to tell. One that was opened for reading too
+    /// tells the same twice.
+    fn status(&self, line: &Line) -> String {
+        let here = |position: &Position| *position == line.position;
+        let OpenedTable { mirrors, snapshots, .. } = self.opened;
+        let mirror = mirrors.iter().find(|(position, _)| here(position));
+        let snapshot = snapshots.iter().find(|(position, _)| here(position));
+        if let Some((_, mirror)) = mirror {
+            let MirrorStatus { legs, stale, regions } = mirror.status();
+            let legs: Vec<_> = legs.iter().map(LegState::to_string).collect();
+            return format!(
+                ": legs {}, {stale} of {regions} regions to be copied",
+                legs.join(", ")
+            );
+        }
+        if let Some((_, snapshot)) = snapshot {
+            let SnapshotUsage { used, capacity, .. } = snapshot.usage();
+            return format!(": {used} of {capacity} chunks in use");
+        }
+        String::new()
+    }
+
+    fn print_parts(
         &self,
         target: &TargetSpec,
         indent: &str,
         out: &mut impl Write,
     ) -> io::Result<()> {
-        let devices = devices(target);
-        for (index, DeviceSpec { device, start }) in devices.iter().enumerate() {
-            let (branch, below) = branches(index, devices.len());
-            let is_table = self.0.contains_key(&Some(device.text.as_str()));
+        let parts = parts(target);
+        for (index, Part { role, device, start }) in parts.iter().enumerate() {
+            let (branch, below) = branches(index, parts.len());
+            let is_table = self.tables.contains_key(&Some(device.text.as_str()));
             let what = if is_table { "table" } else { "file" };
-            writeln!(out, "{indent}{branch}{what} {} from {start}", device.text)?;
+            writeln!(out, "{indent}{branch}{role}{what} {} from {start}", device.text)?;
             if is_table {
                 self.print(Some(&device.text), &format!("{indent}{below}"), out)?;
             }
@@ -90,17 +125,34 @@ fn kind(target: &TargetSpec) -> String {
         TargetSpec::Striped { chunk, stripes } => {
             format!("striped over {} in chunks of {}", stripes.len(), ByteSize(chunk.bytes()))
         }
+        TargetSpec::Mirror { log, legs } => {
+            format!("mirror of {} in regions of {}", legs.len(), ByteSize(log.region.bytes()))
+        }
+        TargetSpec::Snapshot { chunk, .. } => {
+            format!("snapshot in chunks of {}", ByteSize(chunk.bytes()))
+        }
         TargetSpec::Zero => "zero".to_owned(),
         TargetSpec::Error => "error".to_owned(),
         other => other.to_string(),
     }
 }
 
-fn devices(target: &TargetSpec) -> &[DeviceSpec] {
+fn parts(target: &TargetSpec) -> Vec<Part<'_>> {
+    fn part(role: &'static str) -> impl Fn(&DeviceSpec) -> Part<'_> {
+        move |DeviceSpec { device, start }| Part { role, device, start: *start }
+    }
+    let whole = |role, device| Part { role, device, start: Pgoff::ZERO };
     match target {
-        TargetSpec::Linear(device) => std::slice::from_ref(device),
-        TargetSpec::Striped { stripes, .. } => stripes,
-        _ => &[],
+        TargetSpec::Linear(device) => vec![part("")(device)],
+        TargetSpec::Striped { stripes, .. } => stripes.iter().map(part("")).collect(),
+        TargetSpec::Mirror { log, legs } => {
+            let log = log.device.as_ref().map(|device| whole("log: ", device));
+            log.into_iter().chain(legs.iter().map(part("leg: "))).collect()
+        }
+        TargetSpec::Snapshot { origin, cow, .. } => {
+            vec![whole("origin: ", origin), whole("changes: ", cow)]
+        }
+        _ => Vec::new(),
     }
 }
 

@@ -71,7 +71,7 @@ pub(crate) struct BackingArgs {
     pub(crate) size: Option<ByteSize>,
 
     /// Serve what this table describes, in dmsetup's grammar, one target a line, such as
-    /// "0 524288 linear PATH 0", in 512-byte sectors; linear, striped, zero and error are known
+    /// "0 524288 linear PATH 0", in 512-byte sectors; "vhost-pmemd check" tells whether it can be served
     #[arg(long, value_name = "FILE")]
     pub(crate) table: Option<PathBuf>,
 }

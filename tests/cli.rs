@@ -261,7 +261,7 @@ fn table_empty_is_refused() {
 fn table_with_gap_names_the_line_behind_it() {
     Place::new().refuses_table(
         "0 2048 linear @/a 0\n4096 2048 linear @/b 0\n",
-        "table @/table: line 2, column 1: gap: pages from 0x100 on have no target",
+        "table @/table: line 2, column 1: gap: pages from 0x100 on have no target; let the line start at sector 2048",
     );
 }
 
@@ -269,7 +269,7 @@ fn table_with_gap_names_the_line_behind_it() {
 fn table_with_overlap_names_the_line() {
     Place::new().refuses_table(
         "0 2048 linear @/a 0\n1024 2048 linear @/b 0\n",
-        "table @/table: line 2, column 1: overlap: the target before reaches to page 0x100",
+        "table @/table: line 2, column 1: overlap: the target before reaches to page 0x100; let the line start at sector 2048",
     );
 }
 
@@ -277,7 +277,7 @@ fn table_with_overlap_names_the_line() {
 fn table_with_unknown_target_names_the_known() {
     Place::new().refuses_table(
         "0 2048 raid5 @/a 0\n",
-        "table @/table: line 1, column 8: unknown target \"raid5\"; these are known: linear, striped, zero, error",
+        "table @/table: line 1, column 8: unknown target \"raid5\"; these are known: linear, striped, mirror, snapshot, zero, error",
     );
 }
 
@@ -285,7 +285,7 @@ fn table_with_unknown_target_names_the_known() {
 fn table_past_end_of_file_is_refused() {
     Place::new().refuses_table(
         "0 2048 linear @/a 1024\n",
-        "table @/table: line 1, column 15: @/a: pgoff 0x80 + 256 pages reaches past the end at 256 pages",
+        "table @/table: line 1, column 15: @/a: pgoff 0x80 + 256 pages reaches past the end at 256 pages; end it there, or make @/a larger",
     );
 }
 
@@ -293,7 +293,7 @@ fn table_past_end_of_file_is_refused() {
 fn table_with_missing_file_is_refused() {
     Place::new().refuses_table(
         "0 2048 linear @/none 0\n",
-        "table @/table: line 1, column 15: @/none: no such file",
+        "table @/table: line 1, column 15: @/none: no such file; create it, with the size it is to have",
     );
 }
 
@@ -365,6 +365,43 @@ window: direct, in 4 mappings
 }
 
 #[test]
+fn check_shows_mirrors_and_snapshots_and_changes_nothing() {
+    let place = Place::new();
+    for (name, bytes) in [("cow", 1 << 20), ("log", 8192)] {
+        std::fs::write(place.path(name), vec![0; bytes]).unwrap();
+    }
+    let (output, shown) = check(
+        &place,
+        "base: 0 1024 linear @/a 0\n\
+         m: 0 1024 mirror disk 2 @/log 256 2 @/b 0 @/b 1024\n\
+         0 1024 linear m 0\n\
+         1024 1024 snapshot base @/cow P 32\n",
+    );
+    assert_eq!(output.status.code(), Some(1));
+    let expected = "device: 1 MiB (1048576 bytes), 256 pages
+├─ linear, 512 KiB (524288 bytes) from pgoff 0x0
+│  └─ table m from pgoff 0x0
+│     └─ mirror of 2 in regions of 128 KiB (131072 bytes), 512 KiB (524288 bytes) from pgoff 0x0: legs healthy, recovering, 4 of 4 regions to be copied
+│        ├─ log: file @/log from pgoff 0x0
+│        ├─ leg: file @/b from pgoff 0x0
+│        └─ leg: file @/b from pgoff 0x80
+└─ snapshot in chunks of 16 KiB (16384 bytes), 512 KiB (524288 bytes) from pgoff 0x80: 0 of 32 chunks in use
+   ├─ origin: table base from pgoff 0x0
+   │  └─ linear, 512 KiB (524288 bytes) from pgoff 0x0
+   │     └─ file @/a from pgoff 0x0
+   └─ changes: file @/cow from pgoff 0x0
+extents:
+  pgoff 0x0, 128 pages: not direct, mirror writes to several places at once
+  pgoff 0x80, 128 pages: not direct, snapshot keeps what is written apart from its origin
+window: none
+";
+    assert_eq!(shown, expected);
+    for name in ["cow", "log"] {
+        assert!(std::fs::read(place.path(name)).unwrap().iter().all(|byte| *byte == 0), "{name}");
+    }
+}
+
+#[test]
 fn check_of_what_cannot_be_served_says_why_and_fails() {
     let place = Place::new();
     let (output, shown) = check(&place, "0 2048 striped 2 8 @/a 0 @/b 0\n2048 1024 zero\n");
@@ -380,7 +417,7 @@ fn check_of_what_cannot_be_served_says_why_and_fails() {
     let (output, _) = check(&place, "0 8 linear @/c 0\n");
     assert_eq!(output.status.code(), Some(1));
     let stderr = String::from_utf8(output.stderr).unwrap();
-    assert!(stderr.ends_with("/c: no such file\n"), "{stderr}");
+    assert!(stderr.contains("/c: no such file; create it"), "{stderr}");
 }
 
 #[test]

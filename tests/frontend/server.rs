@@ -40,7 +40,7 @@ impl Server {
             text += &format!("{start} {sectors} linear {} 0\n", path.display());
             start += sectors;
         }
-        let table = StoreSet::default().open_table(&table::parse(&text).unwrap()).unwrap();
+        let table = StoreSet::default().open_table(&table::parse(&text).unwrap()).unwrap().table;
         Self::new(dir, Arc::new(table))
     }
 

@@ -24,8 +24,8 @@
 //! # std::fs::write(&b, vec![0; 8192])?;
 //! // Two files of 8 KiB, in stripes of one page.
 //! let text = format!("0 32 striped 2 8 {} 0 {} 0", a.display(), b.display());
-//! let table = StoreSet::default().open_table(&table::parse(&text)?)?;
-//! let region = Region::try_new(Arc::new(table))?;
+//! let opened = StoreSet::default().open_table(&table::parse(&text)?)?;
+//! let region = Region::try_new(Arc::new(opened.table))?;
 //!
 //! let page = PgoffRange::try_new(Pgoff::try_new(1)?, NrPages::ONE)?;
 //! region.write(page, &[7; 4096])?;
@@ -66,6 +66,8 @@
 //! | store | [`HookedStore`] | any store, with a hook before each operation, for fault injection | yes |
 //! | target | [`Linear`] | a run of the pages beneath, in order | as what is beneath |
 //! | target | [`Striped`] | chunks dealt to several targets in turn | as what is beneath, a chunk at a time |
+//! | target | [`Mirror`] | the same pages on several legs, with a write-intent log | no |
+//! | target | [`Snapshot`] | an origin that isn't written, and a COW store of what is | no |
 //! | target | [`ZeroTarget`] | reads as zeroes, forgets what is written | no |
 //! | target | [`ErrorTarget`] | fails everything | no |
 //! | target | [`Table`] | targets one behind another | as what is beneath |

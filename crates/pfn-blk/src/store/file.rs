@@ -51,6 +51,12 @@ pub enum InvalidStore {
         match .0 { Access::ReadWrite => "", Access::ReadOnly => " read-write" }
     )]
     Locked(Access),
+    /// Open already, for another use.
+    #[error(
+        "used both to be written and as a snapshot's origin, which must not change; \
+         use a copy for one of them"
+    )]
+    BothWays,
     /// The system refused.
     #[error("cannot {action}")]
     Io {

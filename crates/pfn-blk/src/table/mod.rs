@@ -10,8 +10,10 @@ use std::sync::Arc;
 
 use thiserror::Error;
 
-pub use self::open::{OpenTableError, OpenTableErrorKind, StoreSet};
-pub use self::text::{DeviceSpec, Line, ParseTableError, ParseTableErrorKind, TargetSpec, parse};
+pub use self::open::{OpenTable, OpenTableError, OpenTableErrorKind, StoreSet};
+pub use self::text::{
+    DeviceSpec, Line, LogSpec, ParseTableError, ParseTableErrorKind, TargetSpec, parse,
+};
 pub use self::words::{Position, Word};
 use crate::bio::{BioError, BioVec};
 use crate::extent::{Extent, NotDirect};

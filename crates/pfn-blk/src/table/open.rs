@@ -8,16 +8,20 @@ use std::sync::Arc;
 
 use thiserror::Error;
 
-use super::text::{DeviceSpec, Line, TargetSpec};
-use super::words::Position;
+use super::text::{DeviceSpec, Line, LogSpec, TargetSpec};
+use super::words::{Position, SECTORS_PER_PAGE, Word};
 use super::{InvalidTable, Table};
-use crate::page::{InvalidPages, NrPages, PgoffRange};
+use crate::page::{InvalidPages, NrPages, Pgoff, PgoffRange};
 use crate::pagemap::Pagemap;
 use crate::space::PfnSpace;
 use crate::store::{Access, FileStore, InvalidStore, Store};
 use crate::target::{
-    ErrorTarget, InvalidLinear, InvalidStriped, Linear, Striped, Target, ZeroTarget,
+    ErrorTarget, InvalidLinear, InvalidMirror, InvalidSnapshot, InvalidStriped, Linear, Mirror,
+    MirrorLog, Snapshot, Striped, Target, ZeroTarget,
 };
+
+/// Tables of tables may be this deep.
+const DEPTH_MAX: usize = 64;
 
 /// Lines that make no table.
 #[derive(Debug, Error)]
@@ -34,7 +38,7 @@ pub struct OpenTableError {
 #[non_exhaustive]
 pub enum OpenTableErrorKind {
     /// The file can't be a store.
-    #[error("{path}: {}", chain(.source))]
+    #[error("{path}: {}{}", chain(.source), store_hint(.source))]
     Store {
         /// The file.
         path: String,
@@ -42,7 +46,7 @@ pub enum OpenTableErrorKind {
         source: InvalidStore,
     },
     /// It reaches past what is beneath.
-    #[error("{device}: {source}")]
+    #[error("{device}: {source}; end it there, or make {device} larger")]
     Linear {
         /// What is beneath.
         device: String,
@@ -52,18 +56,27 @@ pub enum OpenTableErrorKind {
     /// The stripes don't make a target.
     #[error("{}", chain(.0))]
     Striped(InvalidStriped),
+    /// The legs and the log don't make a target.
+    #[error("{}", chain(.0))]
+    Mirror(InvalidMirror),
+    /// The origin and the COW device don't make a target.
+    #[error("{}", chain(.0))]
+    Snapshot(InvalidSnapshot),
     /// The lines of a table don't tile it.
-    #[error(transparent)]
+    #[error("{}{}", .0, table_hint(.0))]
     Table(InvalidTable),
     /// The lines of a table don't stand together.
     #[error("{0} is defined already; the lines of a table stand together")]
     DefinedTwice(String),
     /// A table that nothing is made of.
-    #[error("{0} is not used by any line behind it")]
+    #[error("{0} is not used by any line behind it; use it, or leave it away")]
     Unused(String),
     /// There is no device, only tables to make one of.
     #[error("no line without a name; those are the device itself")]
     NoDevice,
+    /// Tables of tables of tables.
+    #[error("more than {DEPTH_MAX} tables one above another; use fewer")]
+    TooDeep,
     /// The pfn space is used up, or a page number too large.
     #[error(transparent)]
     Pages(InvalidPages),
@@ -77,6 +90,26 @@ fn chain(error: &dyn std::error::Error) -> String {
     }
 }
 
+fn store_hint(error: &InvalidStore) -> &'static str {
+    match error {
+        InvalidStore::Missing => "; create it, with the size it is to have",
+        InvalidStore::Directory | InvalidStore::NoPages => "; name a file or a block device",
+        InvalidStore::Size(_) => "; grow it, which loses nothing",
+        InvalidStore::Busy => "; unmount it",
+        InvalidStore::Locked(_) => "; end that process, or use another file",
+        _ => "",
+    }
+}
+
+fn table_hint(error: &InvalidTable) -> String {
+    let start = |page: u64| format!("; let the line start at sector {}", page * SECTORS_PER_PAGE);
+    match error {
+        InvalidTable::Gap { from, .. } => start(*from),
+        InvalidTable::Overlap { to, .. } => start(*to),
+        _ => String::new(),
+    }
+}
+
 /// The open stores of a process, each file once, and their pfns.
 #[derive(Debug, Default)]
 pub struct StoreSet {
@@ -85,11 +118,16 @@ pub struct StoreSet {
     files: HashMap<(u64, u64), Arc<Pagemap>>,
 }
 
-/// A named table, and whether anything is made of it.
-struct Named {
-    table: Arc<Table>,
-    position: Position,
-    used: bool,
+/// A table that was opened, and those of its targets that have something to tell, each with the
+/// place of its line.
+#[derive(Debug)]
+pub struct OpenTable {
+    /// The device.
+    pub table: Table,
+    /// Its mirrors, those beneath others first. They want a resync.
+    pub mirrors: Vec<(Position, Arc<Mirror>)>,
+    /// Its snapshots, those beneath others first.
+    pub snapshots: Vec<(Position, Arc<Snapshot>)>,
 }
 
 impl StoreSet {
@@ -98,13 +136,14 @@ impl StoreSet {
         &mut self.space
     }
 
-    /// The file at `path` as a store, opened for reading and writing if it isn't open yet.
-    pub fn open(&mut self, path: &Path) -> Result<Arc<Pagemap>, InvalidStore> {
+    /// The file at `path` as a store, opened if it isn't open yet.
+    pub fn open(&mut self, path: &Path, access: Access) -> Result<Arc<Pagemap>, InvalidStore> {
         let known = rustix::fs::stat(path).ok().map(|stat| (stat.st_dev, stat.st_ino));
-        if let Some(pagemap) = known.and_then(|file| self.files.get(&file)) {
-            return Ok(Arc::clone(pagemap));
+        match known.and_then(|file| self.files.get(&file)) {
+            Some(pagemap) if pagemap.store().access() == access => Ok(Arc::clone(pagemap)),
+            Some(_) => Err(InvalidStore::BothWays),
+            None => self.add(FileStore::open(path, access)?),
         }
-        self.add(FileStore::open(path, Access::ReadWrite)?)
     }
 
     /// A file that was opened already.
@@ -116,48 +155,99 @@ impl StoreSet {
         Ok(pagemap)
     }
 
-    /// Opens what `lines` name and builds their tables; returns the one without a name.
+    /// Opens what `lines` name and builds their tables, up to the one without a name: for reading
+    /// and writing, but for the origins of snapshots, which are opened read-only with all that is
+    /// beneath them.
     ///
     /// A line may use the tables before it only, so that no table can contain itself.
-    pub fn open_table(&mut self, lines: &[Line]) -> Result<Table, OpenTableError> {
-        let mut tables = HashMap::new();
-        let mut device = None;
-        for lines in lines.chunk_by(|one, next| one.name == next.name) {
-            let Line { position, name, .. } = &lines[0];
-            let defined = name.as_ref().map_or(device.is_some(), |name| tables.contains_key(name));
-            if defined {
-                let name = name.clone().unwrap_or_else(|| "the device".to_owned());
-                return Err(position.open_error(OpenTableErrorKind::DefinedTwice(name)));
-            }
-            let table = self.open_lines(lines, &mut tables)?;
-            match name {
-                None => device = Some(table),
-                Some(name) => {
-                    let table = Arc::new(table);
-                    let named = Named { table, position: *position, used: false };
-                    tables.insert(name.clone(), named);
-                }
-            }
-        }
-        if let Some((name, unused)) = tables.into_iter().find(|(_, table)| !table.used) {
-            return Err(unused.position.open_error(OpenTableErrorKind::Unused(name)));
-        }
-        device.ok_or_else(|| {
+    pub fn open_table(&mut self, lines: &[Line]) -> Result<OpenTable, OpenTableError> {
+        let definitions = Definition::all(lines)?;
+        let Some(device) = definitions.iter().position(|table| table.name.is_none()) else {
             let end = lines.last().map_or(1, |line| line.position.line + 1);
-            Position { line: end, column: 1 }.open_error(OpenTableErrorKind::NoDevice)
-        })
+            let end = Position { line: end, column: 1 };
+            return Err(end.open_error(OpenTableErrorKind::NoDevice));
+        };
+        let mut opener = Opener {
+            stores: self,
+            definitions,
+            mirrors: Vec::new(),
+            snapshots: Vec::new(),
+            depth: 0,
+        };
+        let table = opener.open_lines(device, Access::ReadWrite)?;
+        let Opener { definitions, mirrors, snapshots, .. } = opener;
+        // The last one is nearest to the mistake: what it uses isn't used either.
+        let unused = |table: &&Definition<'_>| {
+            table.name.is_some() && table.opened.iter().all(Option::is_none)
+        };
+        if let Some(Definition { name: Some(name), lines, .. }) =
+            definitions.iter().rev().find(unused)
+        {
+            let kind = OpenTableErrorKind::Unused((*name).to_owned());
+            return Err(lines[0].position.open_error(kind));
+        }
+        Ok(OpenTable { table, mirrors, snapshots })
     }
+}
 
-    /// The table that `lines`, which belong together, describe.
-    fn open_lines(
-        &mut self,
-        lines: &[Line],
-        tables: &mut HashMap<String, Named>,
-    ) -> Result<Table, OpenTableError> {
+/// The lines of a table.
+struct Definition<'a> {
+    name: Option<&'a str>,
+    lines: &'a [Line],
+    /// What was made of it: read-only, and to be written.
+    opened: [Option<Arc<Table>>; 2],
+}
+
+impl<'a> Definition<'a> {
+    /// All tables, in order.
+    fn all(lines: &'a [Line]) -> Result<Vec<Self>, OpenTableError> {
+        let mut all: Vec<Self> = Vec::new();
+        for lines in lines.chunk_by(|one, next| one.name == next.name) {
+            let name = lines[0].name.as_deref();
+            if all.iter().any(|table| table.name == name) {
+                let name = name.unwrap_or("the device").to_owned();
+                return Err(lines[0].position.open_error(OpenTableErrorKind::DefinedTwice(name)));
+            }
+            all.push(Self { name, lines, opened: [None, None] });
+        }
+        Ok(all)
+    }
+}
+
+/// Opens the tables that a device is made of.
+struct Opener<'a, 's> {
+    stores: &'s mut StoreSet,
+    definitions: Vec<Definition<'a>>,
+    mirrors: Vec<(Position, Arc<Mirror>)>,
+    snapshots: Vec<(Position, Arc<Snapshot>)>,
+    depth: usize,
+}
+
+/// Devices, and the first page that is used of each.
+type Devices = Vec<(Arc<dyn Target>, Pgoff)>;
+
+/// How the words of a line are to be understood.
+#[derive(Debug, Clone, Copy)]
+struct Scope {
+    /// Only the tables before this one are known.
+    before: usize,
+    access: Access,
+}
+
+impl Opener<'_, '_> {
+    /// The table of that number.
+    fn open_lines(&mut self, number: usize, access: Access) -> Result<Table, OpenTableError> {
+        let lines = self.definitions[number].lines;
+        if self.depth == DEPTH_MAX {
+            return Err(lines[0].position.open_error(OpenTableErrorKind::TooDeep));
+        }
+        self.depth += 1;
+        let scope = Scope { before: number, access };
         let entries = lines
             .iter()
-            .map(|line| Ok((line.pages, self.open_target(line, tables)?)))
+            .map(|line| Ok((line.pages, self.open_target(line, scope)?)))
             .collect::<Result<_, OpenTableError>>()?;
+        self.depth -= 1;
         Table::try_new(entries).map_err(|error| {
             lines[error.entry()].position.open_error(OpenTableErrorKind::Table(error))
         })
@@ -166,20 +256,38 @@ impl StoreSet {
     fn open_target(
         &mut self,
         line: &Line,
-        tables: &mut HashMap<String, Named>,
+        scope: Scope,
     ) -> Result<Arc<dyn Target>, OpenTableError> {
         let nr_pages = line.pages.nr_pages();
+        let refused = |kind| line.position.open_error(kind);
         match &line.target {
-            TargetSpec::Linear(spec) => self.open_linear(spec, nr_pages, tables),
+            TargetSpec::Linear(spec) => self.open_linear(spec, nr_pages, scope),
             TargetSpec::Striped { chunk, stripes } => {
-                let stripes = stripes
-                    .iter()
-                    .map(|spec| Ok((self.open_device(spec, tables)?, spec.start)))
-                    .collect::<Result<_, OpenTableError>>()?;
-                let striped = Striped::try_new(stripes, *chunk, nr_pages).map_err(|error| {
-                    line.position.open_error(OpenTableErrorKind::Striped(error))
-                })?;
+                let stripes = self.open_all(stripes, scope)?;
+                let striped = Striped::try_new(stripes, *chunk, nr_pages)
+                    .map_err(|error| refused(OpenTableErrorKind::Striped(error)))?;
                 Ok(Arc::new(striped))
+            }
+            TargetSpec::Mirror { log, legs } => {
+                let LogSpec { device, region, in_sync } = log;
+                let device = device.as_ref().map(|word| self.open_device(word, scope));
+                let log =
+                    MirrorLog { device: device.transpose()?, region: *region, in_sync: *in_sync };
+                let mirror = Mirror::open(self.open_all(legs, scope)?, log, nr_pages)
+                    .map_err(|error| refused(OpenTableErrorKind::Mirror(error)))?;
+                let mirror = Arc::new(mirror);
+                self.mirrors.push((line.position, Arc::clone(&mirror)));
+                Ok(mirror)
+            }
+            TargetSpec::Snapshot { origin, cow, chunk } => {
+                let read_only = Scope { access: Access::ReadOnly, ..scope };
+                let origin = self.open_device(origin, read_only)?;
+                let cow = self.open_device(cow, scope)?;
+                let snapshot = Snapshot::open(origin, cow, *chunk, nr_pages)
+                    .map_err(|error| refused(OpenTableErrorKind::Snapshot(error)))?;
+                let snapshot = Arc::new(snapshot);
+                self.snapshots.push((line.position, Arc::clone(&snapshot)));
+                Ok(snapshot)
             }
             TargetSpec::Zero => Ok(Arc::new(ZeroTarget::new(nr_pages))),
             TargetSpec::Error => Ok(Arc::new(ErrorTarget::new(nr_pages))),
@@ -190,10 +298,10 @@ impl StoreSet {
         &mut self,
         spec: &DeviceSpec,
         nr_pages: NrPages,
-        tables: &mut HashMap<String, Named>,
+        scope: Scope,
     ) -> Result<Arc<dyn Target>, OpenTableError> {
         let position = spec.device.position;
-        let beneath = self.open_device(spec, tables)?;
+        let beneath = self.open_device(&spec.device, scope)?;
         let pages = PgoffRange::try_new(spec.start, nr_pages)
             .map_err(|error| position.open_error(OpenTableErrorKind::Pages(error)))?;
         let linear = Linear::try_new(beneath, pages).map_err(|source| {
@@ -203,22 +311,33 @@ impl StoreSet {
         Ok(Arc::new(linear))
     }
 
+    fn open_all(&mut self, specs: &[DeviceSpec], scope: Scope) -> Result<Devices, OpenTableError> {
+        specs.iter().map(|spec| Ok((self.open_device(&spec.device, scope)?, spec.start))).collect()
+    }
+
     /// The table of that name, or else the file of that path.
     fn open_device(
         &mut self,
-        spec: &DeviceSpec,
-        tables: &mut HashMap<String, Named>,
+        word: &Word,
+        scope: Scope,
     ) -> Result<Arc<dyn Target>, OpenTableError> {
-        let path = &spec.device.text;
-        if let Some(named) = tables.get_mut(path) {
-            named.used = true;
-            return Ok(Arc::clone(&named.table) as Arc<dyn Target>);
+        let path = &word.text;
+        let Scope { before, access } = scope;
+        let known = |table: &Definition<'_>| table.name == Some(path);
+        let Some(number) = self.definitions[..before].iter().position(known) else {
+            let store = self.stores.open(Path::new(path), access).map_err(|source| {
+                let kind = OpenTableErrorKind::Store { path: path.clone(), source };
+                word.position.open_error(kind)
+            })?;
+            return Ok(store);
+        };
+        let kind = usize::from(access == Access::ReadWrite);
+        if let Some(table) = &self.definitions[number].opened[kind] {
+            return Ok(Arc::clone(table) as Arc<dyn Target>);
         }
-        let store = self.open(Path::new(path)).map_err(|source| {
-            let kind = OpenTableErrorKind::Store { path: path.clone(), source };
-            spec.device.position.open_error(kind)
-        })?;
-        Ok(store)
+        let table = Arc::new(self.open_lines(number, access)?);
+        self.definitions[number].opened[kind] = Some(Arc::clone(&table));
+        Ok(table)
     }
 }
 
@@ -246,7 +365,8 @@ mod tests {
 
         fn open(&self, text: &str) -> Result<Table, OpenTableError> {
             let text = text.replace('@', &self.0.path().display().to_string());
-            StoreSet::default().open_table(&parse(&text).unwrap())
+            let opened = StoreSet::default().open_table(&parse(&text).unwrap())?;
+            Ok(opened.table)
         }
 
         fn error(&self, text: &str) -> String {
@@ -280,12 +400,46 @@ mod tests {
     }
 
     #[test]
+    fn open_snapshots_share_an_origin_that_nobody_writes() {
+        let files = Files::new(&[("a", 8192), ("b", 16384), ("c", 16384), ("d", 16384)]);
+        let text = "base: 0 16 linear @/a 0\n\
+                    one: 0 16 snapshot base @/b P 8\n\
+                    two: 0 16 snapshot one @/c P 8\n\
+                    0 16 linear two 0\n\
+                    16 16 snapshot @/a @/d P 8";
+        let region = crate::Region::try_new(Arc::new(files.open(text).unwrap())).unwrap();
+        region.write(region.pages(), &[7; 4 * 4096]).unwrap();
+        region.persist(region.pages()).unwrap();
+        drop(region);
+        let held = |name| std::fs::read(files.0.path().join(name)).unwrap();
+        assert!(held("a").iter().chain(&held("b")).all(|byte| *byte == 0));
+        let region = crate::Region::try_new(Arc::new(files.open(text).unwrap())).unwrap();
+        let mut bytes = vec![0; 4 * 4096];
+        region.read(region.pages(), &mut bytes).unwrap();
+        assert!(bytes.iter().all(|byte| *byte == 7));
+    }
+
+    #[test]
+    fn open_too_many_tables_above_one_another_is_refused() {
+        let files = Files::new(&[]);
+        let mut text = "t0: 0 8 zero\n".to_owned();
+        for table in 1..DEPTH_MAX + 1 {
+            text += &format!("t{table}: 0 8 linear t{} 0\n", table - 1);
+        }
+        let device = |table: usize| format!("{text}0 8 linear t{table} 0");
+        assert!(files.error(&device(DEPTH_MAX)).contains("more than 64 tables one above another"));
+        let text = text.lines().take(DEPTH_MAX - 1).map(|line| format!("{line}\n"));
+        files.open(&(text.collect::<String>() + "0 8 linear t62 0")).unwrap();
+    }
+
+    #[test]
     fn open_bad_lines_says_where_and_what() {
-        let files = Files::new(&[("a", 8192), ("b", 8192)]);
+        let files = Files::new(&[("a", 8192), ("b", 8192), ("c", 8192)]);
+        std::fs::write(files.0.path().join("junk"), vec![7; 12288]).unwrap();
         for (text, expected) in [
             (
                 "0 16 linear @/a 8",
-                "line 1, column 13: @/a: pgoff 0x1 + 2 pages reaches past the end at 2 pages",
+                "line 1, column 13: @/a: pgoff 0x1 + 2 pages reaches past the end at 2 pages; end it there",
             ),
             ("0 8 linear @/none 0", "line 1, column 12: @/none: no such file"),
             (
@@ -308,7 +462,32 @@ mod tests {
                 "0 8 zero\ns: 0 8 zero\n8 8 linear s 0",
                 "line 3, column 1: the device is defined already",
             ),
-            ("s: 0 8 zero\nt: 0 8 linear s 0", "line 2, column 1: t is not used"),
+            ("s: 0 8 zero\nt: 0 8 linear s 0", "line 3, column 1: no line without a name"),
+            (
+                "s: 0 8 zero\nt: 0 8 linear s 0\n0 8 zero",
+                "line 2, column 1: t is not used by any line behind it; use it, or leave it away",
+            ),
+            (
+                "0 16 mirror disk 2 @/a 8 2 @/b 0 @/a 0",
+                "line 1, column 1: @/a is used by another target already, from pgoff 0x0 on",
+            ),
+            (
+                "0 16 mirror core 1 8 2 @/a 0 @/b 8",
+                "line 1, column 1: leg 1: pgoff 0x1 + 2 pages reaches past the end at 2 pages",
+            ),
+            (
+                "0 16 snapshot @/a @/b P 8",
+                "line 1, column 1: a COW store of 2 pages is too small; it needs 3 pages",
+            ),
+            (
+                "o: 0 16 linear @/a 0\n0 16 snapshot o @/a P 8",
+                "line 2, column 17: @/a: used both to be written and as a snapshot's origin",
+            ),
+            ("0 24 snapshot @/a @/b P 8", "line 1, column 1: the snapshot has 3 pages, its origin"),
+            (
+                "0 16 snapshot @/c @/junk P 8",
+                "line 1, column 1: the COW store can't be used: not a COW store, and not blank",
+            ),
             ("", "line 1, column 1: no line without a name"),
         ] {
             assert!(files.error(text).starts_with(expected), "{text:?}: {}", files.error(text));

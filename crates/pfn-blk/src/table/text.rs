@@ -12,6 +12,8 @@
 //! |---|---|
 //! | `linear` | *device* *start* |
 //! | `striped` | *stripes* *chunk*, then *device* *start* for each stripe |
+//! | `mirror` | `disk` *count* *log device* *region*, or `core` *count* *region*, where *count* is how many words follow up to the legs, then perhaps `sync` or `nosync`; *legs*, then *device* *start* for each |
+//! | `snapshot` | *origin* *COW device* `P` *chunk* |
 //! | `zero` | |
 //! | `error` | |
 //!
@@ -29,6 +31,7 @@ use thiserror::Error;
 
 use super::words::{Position, SECTOR_SIZE, SECTORS_PER_PAGE, Word, Words, escape};
 use crate::page::{InvalidPages, NrPages, PAGE_SIZE, Pgoff, PgoffRange};
+use crate::target::InSync;
 
 /// A line of a table: which pages, and what is to cover them. Displays as it is written.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -56,6 +59,22 @@ pub enum TargetSpec {
         /// The stripes, at least one.
         stripes: Vec<DeviceSpec>,
     },
+    /// `mirror`
+    Mirror {
+        /// Where it keeps in mind how the legs differ.
+        log: LogSpec,
+        /// The legs.
+        legs: Vec<DeviceSpec>,
+    },
+    /// `snapshot`
+    Snapshot {
+        /// What is not written.
+        origin: Word,
+        /// Where changes go.
+        cow: Word,
+        /// The size of a chunk.
+        chunk: NrPages,
+    },
     /// `zero`
     Zero,
     /// `error`
@@ -69,6 +88,17 @@ pub struct DeviceSpec {
     pub device: Word,
     /// The first page that is used.
     pub start: Pgoff,
+}
+
+/// A mirror's log.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct LogSpec {
+    /// Where it is written down: `disk`; in memory if nowhere: `core`.
+    pub device: Option<Word>,
+    /// The size of a region.
+    pub region: NrPages,
+    /// `sync` if nothing is to be taken for the same, `nosync` if everything.
+    pub in_sync: InSync,
 }
 
 /// Text that is no table.
@@ -121,19 +151,51 @@ pub enum ParseTableErrorKind {
     /// A number of stripes that can't be.
     #[error("{0} stripes; there must be from 1 to {STRIPES_MAX}")]
     Stripes(u64),
+    /// A number of legs that can't be.
+    #[error("{} legs; there must be from 2 to {}", .0, LEGS.end())]
+    Legs(u64),
+    /// A kind of log that doesn't exist.
+    #[error("{0:?} is no kind of log; use disk, or core for one that is forgotten")]
+    UnknownLog(String),
+    /// A number of arguments that a log can't have.
+    #[error(
+        "a {log} log has {} or {} arguments, not {count}: {}the region size, \
+         and perhaps sync or nosync",
+        .least, .least + 1, if *.least == 2 { "its device, " } else { "" }
+    )]
+    LogArguments {
+        /// The kind.
+        log: &'static str,
+        /// How many arguments stand there.
+        count: u64,
+        /// How many it has at least.
+        least: u64,
+    },
+    /// Something else where a log is said to be in sync, or not.
+    #[error("{0:?} is neither sync, to copy everything, nor nosync, to copy nothing")]
+    NotSync(String),
+    /// A snapshot that is to be forgotten.
+    #[error("{0:?} is no kind of snapshot; use P, for one whose changes are kept")]
+    NotPersistent(String),
     /// A name that can't be one.
     #[error("{0:?} is no name for a table; use letters, digits and _-.")]
     InvalidName(String),
     /// A target that doesn't exist.
-    #[error("unknown target {0:?}; these are known: linear, striped, zero, error")]
+    #[error("unknown target {:?}; these are known: {}", .0, KNOWN.join(", "))]
     UnknownTarget(String),
     /// A backslash with nothing behind it.
     #[error("a backslash with nothing behind it; write \\\\ for the character itself")]
     LoneBackslash,
 }
 
+/// All targets.
+const KNOWN: [&str; 6] = ["linear", "striped", "mirror", "snapshot", "zero", "error"];
+
 /// More stripes than any table needs.
 const STRIPES_MAX: u64 = 1024;
+
+/// As many legs as a mirror can have.
+const LEGS: std::ops::RangeInclusive<u64> = 2..=8;
 
 /// Reads a table's text. The lines come out as they stand: that they tile their tables is checked
 /// when those are built.
@@ -158,6 +220,8 @@ fn parse_line(mut words: Words<'_>) -> Result<Line, ParseTableError> {
     let target = match target.text.as_str() {
         "linear" => TargetSpec::Linear(device(&mut words)?),
         "striped" => striped(&mut words)?,
+        "mirror" => mirror(&mut words)?,
+        "snapshot" => snapshot(&mut words)?,
         "zero" => TargetSpec::Zero,
         "error" => TargetSpec::Error,
         _ => {
@@ -183,6 +247,53 @@ fn striped(words: &mut Words<'_>) -> Result<TargetSpec, ParseTableError> {
     Ok(TargetSpec::Striped { chunk, stripes })
 }
 
+fn mirror(words: &mut Words<'_>) -> Result<TargetSpec, ParseTableError> {
+    let log = log(words)?;
+    let (position, count) = words.number("number of legs")?;
+    if !LEGS.contains(&count) {
+        return Err(position.error(ParseTableErrorKind::Legs(count)));
+    }
+    let legs = (0..count).map(|_| device(words)).collect::<Result<_, _>>()?;
+    Ok(TargetSpec::Mirror { log, legs })
+}
+
+fn log(words: &mut Words<'_>) -> Result<LogSpec, ParseTableError> {
+    let kind = words.required("kind of log")?;
+    let (log, least) = match kind.text.as_str() {
+        "disk" => ("disk", 2),
+        "core" => ("core", 1),
+        _ => return Err(kind.position.error(ParseTableErrorKind::UnknownLog(kind.text))),
+    };
+    let (position, count) = words.number("number of the log's arguments")?;
+    if !(least..=least + 1).contains(&count) {
+        return Err(position.error(ParseTableErrorKind::LogArguments { log, count, least }));
+    }
+    let device = (least == 2).then(|| words.required("log device")).transpose()?;
+    let region = words.sectors("region size")?.nr_pages()?;
+    let mut in_sync = InSync::AsLogged;
+    if count > least {
+        let word = words.required("sync or nosync")?;
+        in_sync = match word.text.as_str() {
+            "sync" => InSync::No,
+            "nosync" => InSync::Yes,
+            _ => return Err(word.position.error(ParseTableErrorKind::NotSync(word.text))),
+        };
+    }
+    Ok(LogSpec { device, region, in_sync })
+}
+
+fn snapshot(words: &mut Words<'_>) -> Result<TargetSpec, ParseTableError> {
+    let origin = words.required("origin")?;
+    let cow = words.required("COW device")?;
+    let persistent = words.required("P, as the changes are to be kept")?;
+    if persistent.text != "P" {
+        let kind = ParseTableErrorKind::NotPersistent(persistent.text);
+        return Err(persistent.position.error(kind));
+    }
+    let chunk = words.sectors("chunk size")?.nr_pages()?;
+    Ok(TargetSpec::Snapshot { origin, cow, chunk })
+}
+
 fn sectors(pages: u64) -> u64 {
     pages * SECTORS_PER_PAGE
 }
@@ -206,9 +317,34 @@ impl fmt::Display for TargetSpec {
                 write!(f, "striped {} {}", stripes.len(), sectors(chunk.get()))?;
                 stripes.iter().try_for_each(|device| write!(f, " {device}"))
             }
+            Self::Mirror { log, legs } => {
+                write!(f, "mirror {log} {}", legs.len())?;
+                legs.iter().try_for_each(|device| write!(f, " {device}"))
+            }
+            Self::Snapshot { origin, cow, chunk } => {
+                let (origin, cow) = (escape(&origin.text), escape(&cow.text));
+                write!(f, "snapshot {origin} {cow} P {}", sectors(chunk.get()))
+            }
             Self::Zero => f.write_str("zero"),
             Self::Error => f.write_str("error"),
         }
+    }
+}
+
+impl fmt::Display for LogSpec {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let in_sync = match self.in_sync {
+            InSync::AsLogged => None,
+            InSync::No => Some("sync"),
+            InSync::Yes => Some("nosync"),
+        };
+        let more = usize::from(in_sync.is_some());
+        match &self.device {
+            Some(device) => write!(f, "disk {} {}", 2 + more, escape(&device.text))?,
+            None => write!(f, "core {}", 1 + more)?,
+        }
+        write!(f, " {}", sectors(self.region.get()))?;
+        in_sync.map_or(Ok(()), |word| write!(f, " {word}"))
     }
 }
 
@@ -243,7 +379,12 @@ mod tests {
                     s: 32 8 zero\n\
                     0 32 linear s 0\n\
                     32 8 error\n\
-                    40 8 linear ./e 8\n";
+                    40 8 linear ./e 8\n\
+                    48 8 mirror disk 2 /log\\ s 8 2 /a 0 s 8\n\
+                    56 8 mirror disk 3 /log 16 nosync 2 /a 0 /b 0\n\
+                    64 8 mirror core 1 8 2 /a 0 /b 0\n\
+                    72 8 mirror core 2 8 sync 3 /a 0 /b 0 /c 0\n\
+                    80 8 snapshot /a\\ b s P 32\n";
         let lines = parse(text).unwrap();
         let printed: Vec<_> = lines.iter().map(Line::to_string).collect();
         assert_eq!(printed.join("\n") + "\n", text);
@@ -273,6 +414,23 @@ mod tests {
             ("0 8 striped 9999999999 8", "line 1, column 13: 9999999999 stripes"),
             ("0 8 striped 2 8 /a 0", "line 1, column 21: missing device"),
             ("0 8 striped 1 4 /a 0", "line 1, column 15: chunk size 4 is not a multiple"),
+            ("0 8 mirror disc 2 /l 8 2", "line 1, column 12: \"disc\" is no kind of log; use disk"),
+            (
+                "0 8 mirror disk 1 8 2 /a 0 /b 0",
+                "line 1, column 17: a disk log has 2 or 3 arguments, not 1: its device, the region",
+            ),
+            (
+                "0 8 mirror core 3 8 2 /a 0 /b 0",
+                "line 1, column 17: a core log has 1 or 2 arguments, not 3: the region size",
+            ),
+            ("0 8 mirror core 2 8 2 /a 0", "line 1, column 21: \"2\" is neither sync"),
+            ("0 8 mirror core 1 8 1 /a 0", "line 1, column 21: 1 legs; there must be from 2 to 8"),
+            ("0 8 mirror core 1 8 9", "line 1, column 21: 9 legs; there must be from 2 to 8"),
+            ("0 8 mirror core 1 4 2", "line 1, column 19: region size 4 is not a multiple"),
+            ("0 8 mirror core 1 8 2 /a 0", "line 1, column 27: missing device"),
+            ("0 8 snapshot /a", "line 1, column 16: missing COW device"),
+            ("0 8 snapshot /a /b N 8", "line 1, column 20: \"N\" is no kind of snapshot; use P"),
+            ("0 8 snapshot /a /b P 9", "line 1, column 22: chunk size 9 is not a multiple"),
             ("a/b: 0 8 zero", "line 1, column 1: \"a/b\" is no name for a table"),
             (": 0 8 zero", "line 1, column 1: \"\" is no name for a table"),
             ("a : 0 8 zero", "line 1, column 1: \"a\" is not a number"),

@@ -9,15 +9,18 @@ fn printed(lines: &[Line]) -> String {
     lines.iter().flat_map(|line| [line.to_string(), "\n".to_owned()]).collect()
 }
 
-/// A device's word, as it is written: with blanks and backslashes behind backslashes.
-fn any_device() -> impl Strategy<Value = String> {
+/// A word, as it is written: with blanks and backslashes behind backslashes.
+fn any_word() -> impl Strategy<Value = String> {
     let character = prop_oneof![
         8 => "[a-zA-Z0-9/._:#é-]".prop_map(|plain| plain),
         1 => Just("\\ ".to_owned()),
         1 => Just("\\\\".to_owned()),
     ];
-    (prop::collection::vec(character, 1..12), 0..=u64::from(u32::MAX))
-        .prop_map(|(word, start)| format!("{} {}", word.concat(), start * 8))
+    prop::collection::vec(character, 1..12).prop_map(|word| word.concat())
+}
+
+fn any_device() -> impl Strategy<Value = String> {
+    (any_word(), 0..=u64::from(u32::MAX)).prop_map(|(word, start)| format!("{word} {}", start * 8))
 }
 
 fn any_target() -> impl Strategy<Value = String> {
@@ -25,9 +28,24 @@ fn any_target() -> impl Strategy<Value = String> {
         (prop::collection::vec(any_device(), 1..4), 1..1000u64).prop_map(|(devices, chunk)| {
             format!("striped {} {} {}", devices.len(), chunk * 8, devices.join(" "))
         });
+    let log = (prop::option::of(any_word()), 1..1000u64, 0..3usize).prop_map(
+        |(device, region, in_sync)| {
+            let words = device.iter().count() + 1 + usize::from(in_sync > 0);
+            let kind = if device.is_some() { "disk" } else { "core" };
+            let device = device.map_or(String::new(), |device| device + " ");
+            let in_sync = ["", " sync", " nosync"][in_sync];
+            format!("{kind} {words} {device}{}{in_sync}", region * 8)
+        },
+    );
+    let mirror = (log, prop::collection::vec(any_device(), 2..4))
+        .prop_map(|(log, legs)| format!("mirror {log} {} {}", legs.len(), legs.join(" ")));
+    let snapshot = (any_word(), any_word(), 1..1000u64)
+        .prop_map(|(origin, cow, chunk)| format!("snapshot {origin} {cow} P {}", chunk * 8));
     prop_oneof![
         any_device().prop_map(|device| format!("linear {device}")),
         striped,
+        mirror,
+        snapshot,
         Just("zero".to_owned()),
         Just("error".to_owned()),
     ]
