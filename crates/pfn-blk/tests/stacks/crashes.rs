@@ -21,6 +21,8 @@ enum Step {
     Persist(Index, Index),
     /// All mirrors are made whole.
     Resync,
+    /// All snapshots are merged into their origins.
+    Merge,
     /// The process ends, and another one opens the stack.
     Restart,
     /// Power is cut in the midst of the write or sync after so many.
@@ -38,6 +40,7 @@ fn any_step(can_break: bool) -> impl Strategy<Value = Step> {
         12 => (pages(), 1..=255u8).prop_map(|((start, len), byte)| Step::Write(start, len, byte)),
         6 => pages().prop_map(|(start, len)| Step::Persist(start, len)),
         1 => Just(Step::Resync),
+        1 => Just(Step::Merge),
         1 => Just(Step::Restart),
         1 => (0..12usize).prop_map(Step::Cut),
         2 * broken => any::<Index>().prop_map(Step::Break),
@@ -107,6 +110,13 @@ impl<'a> Subject<'a> {
                 }
             }
             Step::Resync => self.resync(),
+            Step::Merge => {
+                for snapshot in &self.built.snapshots {
+                    let done = snapshot.merge();
+                    self.expect(done.is_ok());
+                    assert!(done.is_err() || snapshot.usage().used == 0);
+                }
+            }
             Step::Restart => self.restart(),
             Step::Cut(after) => self.power.cut_after(after),
             Step::Break(store) => {

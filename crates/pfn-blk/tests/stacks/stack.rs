@@ -89,6 +89,7 @@ pub(crate) struct Built {
     pub(crate) keepers: Vec<usize>,
     /// From the lowest to the uppermost.
     pub(crate) mirrors: Vec<BuiltMirror>,
+    pub(crate) snapshots: Vec<Arc<Snapshot>>,
     pub(crate) model: Model,
 }
 
@@ -127,13 +128,14 @@ impl Stack {
             keepers: Vec::new(),
             keeper: 0,
             mirrors: Vec::new(),
+            snapshots: Vec::new(),
             kept: Vec::new(),
         };
         let (target, pages) = builder.build(self);
-        let Builder { stores, keepers, mirrors, kept, .. } = builder;
+        let Builder { stores, keepers, mirrors, snapshots, kept, .. } = builder;
         let held = |store: &Arc<Pagemap>| vec![0; usize::try_from(store.nr_pages().get()).unwrap()];
         let model = Model { pages, stores: stores.iter().map(held).collect(), kept };
-        Built { target, stores, keepers, mirrors, model }
+        Built { target, stores, keepers, mirrors, snapshots, model }
     }
 
     /// The same without what fails or forgets: targets, and logs in memory.
@@ -164,10 +166,11 @@ struct Builder<'a> {
     /// How many targets there are that keep pages.
     keeper: usize,
     mirrors: Vec<BuiltMirror>,
+    snapshots: Vec<Arc<Snapshot>>,
     kept: Vec<u8>,
 }
 
-fn nr_pages(count: u64) -> NrPages {
+pub(crate) fn nr_pages(count: u64) -> NrPages {
     NrPages::try_new(count).unwrap()
 }
 
@@ -280,8 +283,10 @@ impl Builder<'_> {
             }
         }
         let snapshot = Snapshot::open(origin, cow, nr_pages(chunk), nr_pages(len)).unwrap();
+        let snapshot = Arc::new(snapshot);
+        self.snapshots.push(Arc::clone(&snapshot));
         let pages = self.keep(bytes);
-        (Arc::new(snapshot), pages)
+        (snapshot, pages)
     }
 
     /// The pages of a target that keeps them, and what they hold.

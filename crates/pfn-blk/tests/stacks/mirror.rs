@@ -1,0 +1,478 @@
+// SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
+
+//! Mirrors: legs that fail, come back, and are brought up.
+
+use std::io;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex};
+use std::thread;
+
+use pfn_blk::LegState::{Failed, Healthy, Recovering};
+use pfn_blk::{
+    Access, BioError, FileStore, HookedStore, InSync, InvalidMetadata, InvalidMirror, LegState,
+    MemoryStore, Mirror, MirrorLog, Pagemap, PfnSpace, Pgoff, Region, StoreOperation, Target,
+};
+use proptest::prelude::*;
+use proptest::sample::Index;
+
+use crate::model::{fill, range};
+use crate::stack::{nr_pages, read};
+
+/// A leg of 16 pages, or a log of 2.
+struct Part {
+    pagemap: Arc<Pagemap>,
+    control: Arc<Control>,
+}
+
+#[derive(Default)]
+struct Control {
+    is_broken: AtomicBool,
+    /// Whether it syncs all the same: a sync that fails is never forgotten.
+    syncs: AtomicBool,
+    /// The pages that were written, in order.
+    written: Mutex<Vec<u64>>,
+}
+
+impl Control {
+    fn set_broken(&self, is_broken: bool) {
+        self.is_broken.store(is_broken, Ordering::SeqCst);
+    }
+
+    fn take_written(&self) -> Vec<u64> {
+        std::mem::take(&mut self.written.lock().unwrap())
+    }
+
+    fn hook(&self, operation: StoreOperation) -> io::Result<()> {
+        let spared = operation == StoreOperation::Persist && self.syncs.load(Ordering::SeqCst);
+        if self.is_broken.load(Ordering::SeqCst) && !spared {
+            return Err(io::Error::other("broken"));
+        }
+        if let StoreOperation::Write(pages) = operation {
+            self.written.lock().unwrap().extend(pages.start().get()..pages.end());
+        }
+        Ok(())
+    }
+}
+
+/// Two legs and a log.
+struct Parts {
+    legs: [Part; 2],
+    log: Part,
+}
+
+const LEG_PAGES: u64 = 16;
+/// Pages of a region.
+const REGION: u64 = 2;
+
+impl Parts {
+    fn new() -> Self {
+        let mut space = PfnSpace::new();
+        let mut part = |name, pages| {
+            let control = Arc::new(Control::default());
+            let hooked = Arc::clone(&control);
+            let store = MemoryStore::new(name, nr_pages(pages)).unwrap();
+            let store = HookedStore::new(store, move |operation| hooked.hook(operation));
+            Part { pagemap: space.add(Box::new(store)).unwrap(), control }
+        };
+        let legs = [part("one", LEG_PAGES), part("two", LEG_PAGES)];
+        Self { legs, log: part("log", 2) }
+    }
+
+    fn try_open(&self, in_sync: InSync) -> Result<(Arc<Mirror>, Region), InvalidMirror> {
+        let leg = |part: &Part| (Arc::clone(&part.pagemap) as Arc<dyn Target>, Pgoff::ZERO);
+        let device = Some(Arc::clone(&self.log.pagemap) as Arc<dyn Target>);
+        let log = MirrorLog { device, region: nr_pages(REGION), in_sync };
+        let mirror = Mirror::open(self.legs.iter().map(leg).collect(), log, nr_pages(LEG_PAGES))?;
+        let mirror = Arc::new(mirror);
+        let region = Region::try_new(Arc::clone(&mirror) as Arc<dyn Target>).unwrap();
+        Ok((mirror, region))
+    }
+
+    fn open(&self, in_sync: InSync) -> (Arc<Mirror>, Region) {
+        self.try_open(in_sync).unwrap()
+    }
+
+    fn controls(&self) -> [&Control; 2] {
+        [&self.legs[0].control, &self.legs[1].control]
+    }
+
+    fn legs_are_equal(&self) -> bool {
+        read(&*self.legs[0].pagemap) == read(&*self.legs[1].pagemap)
+    }
+}
+
+fn states(mirror: &Mirror) -> Vec<LegState> {
+    mirror.status().legs
+}
+
+fn write(region: &Region, page: u64, byte: u8) -> Result<(), BioError> {
+    region.write(range(page, 1), &fill(&[byte]))
+}
+
+fn read_page(region: &Region, page: u64) -> Result<u8, BioError> {
+    let mut bytes = vec![0; 4096];
+    region.read(range(page, 1), &mut bytes)?;
+    Ok(bytes[0])
+}
+
+#[test]
+fn leg_that_fails_a_write_is_dropped_and_gets_what_it_missed() {
+    let parts = Parts::new();
+    let [_, two] = parts.controls();
+    let (mirror, region) = parts.open(InSync::Yes);
+    assert_eq!(states(&mirror), [Healthy, Healthy]);
+    write(&region, 0, 1).unwrap();
+    region.persist(region.pages()).unwrap();
+    region.persist(region.pages()).unwrap();
+    two.set_broken(true);
+    write(&region, 6, 2).unwrap();
+    assert_eq!(states(&mirror), [Healthy, Failed]);
+    two.set_broken(false);
+    write(&region, 11, 3).unwrap();
+    region.persist(region.pages()).unwrap();
+    region.persist(region.pages()).unwrap();
+    assert_eq!(two.take_written(), [0]);
+    assert_eq!(mirror.status().stale, 2);
+
+    let status = mirror.resync().unwrap();
+    // The regions of pages 6 and 11, and no other.
+    assert_eq!(two.take_written(), [6, 7, 10, 11]);
+    assert_eq!((status.legs, status.stale, status.regions), (vec![Healthy, Healthy], 0, 8));
+    assert!(parts.legs_are_equal());
+}
+
+#[test]
+fn leg_that_fails_a_sync_is_dropped_with_what_was_not_synced() {
+    let parts = Parts::new();
+    let [one, _] = parts.controls();
+    let (mirror, region) = parts.open(InSync::Yes);
+    write(&region, 4, 1).unwrap();
+    one.set_broken(true);
+    region.persist(region.pages()).unwrap();
+    assert_eq!(states(&mirror), [Failed, Healthy]);
+    assert_eq!(mirror.status().stale, 1);
+    one.set_broken(false);
+    assert_eq!(read_page(&region, 4).unwrap(), 1);
+    // Its store can't be believed any more: see `Pagemap::persist`.
+    assert_eq!(mirror.resync().unwrap().legs, [Failed, Healthy]);
+}
+
+#[test]
+fn leg_that_fails_a_read_is_dropped_and_another_one_answers() {
+    let parts = Parts::new();
+    let [one, _] = parts.controls();
+    let (mirror, region) = parts.open(InSync::Yes);
+    write(&region, 3, 7).unwrap();
+    one.set_broken(true);
+    assert_eq!(read_page(&region, 3).unwrap(), 7);
+    assert_eq!(states(&mirror), [Failed, Healthy]);
+    // Before a write misses it the log must know.
+    write(&region, 3, 8).unwrap();
+    drop((mirror, region));
+    one.set_broken(false);
+    let (mirror, region) = parts.open(InSync::AsLogged);
+    assert_eq!(states(&mirror), [Recovering, Healthy]);
+    assert_eq!(read_page(&region, 3).unwrap(), 8);
+    mirror.resync().unwrap();
+    assert!(parts.legs_are_equal());
+}
+
+#[test]
+fn what_fails_on_all_legs_fails_and_drops_none() {
+    let parts = Parts::new();
+    let (mirror, region) = parts.open(InSync::Yes);
+    write(&region, 3, 7).unwrap();
+    parts.controls().iter().for_each(|control| control.set_broken(true));
+    write(&region, 3, 8).unwrap_err();
+    read_page(&region, 3).unwrap_err();
+    region.persist(region.pages()).unwrap_err();
+    assert_eq!(states(&mirror), [Healthy, Healthy]);
+    parts.controls().iter().for_each(|control| control.set_broken(false));
+    assert_eq!(read_page(&region, 3).unwrap(), 7);
+    // Nobody knows how far the write got on each.
+    assert_eq!(mirror.status().stale, 1);
+}
+
+#[test]
+fn last_healthy_leg_is_never_dropped() {
+    let parts = Parts::new();
+    let [one, two] = parts.controls();
+    let (mirror, region) = parts.open(InSync::Yes);
+    write(&region, 3, 7).unwrap();
+    two.set_broken(true);
+    write(&region, 3, 8).unwrap();
+    one.set_broken(true);
+    two.set_broken(false);
+    // The other leg has something else.
+    read_page(&region, 3).unwrap_err();
+    write(&region, 3, 9).unwrap_err();
+    mirror.resync().unwrap_err();
+    assert_eq!(states(&mirror), [Healthy, Failed]);
+    one.set_broken(false);
+    assert_eq!(read_page(&region, 3).unwrap(), 8);
+}
+
+#[test]
+fn leg_that_may_hold_something_else_is_not_read() {
+    let parts = Parts::new();
+    let [one, _] = parts.controls();
+    let leg = Region::try_new(Arc::clone(&parts.legs[0].pagemap) as Arc<dyn Target>).unwrap();
+    write(&leg, 5, 1).unwrap();
+    drop(leg);
+    let (mirror, region) = parts.open(InSync::AsLogged);
+    assert_eq!((states(&mirror), mirror.status().stale), (vec![Healthy, Recovering], 8));
+    one.set_broken(true);
+    read_page(&region, 5).unwrap_err();
+    one.set_broken(false);
+    mirror.resync().unwrap();
+    one.set_broken(true);
+    assert_eq!(read_page(&region, 5).unwrap(), 1);
+}
+
+#[test]
+fn log_knows_what_was_written_when_the_process_ended() {
+    let parts = Parts::new();
+    let [_, two] = parts.controls();
+    let (mirror, region) = parts.open(InSync::Yes);
+    write(&region, 1, 1).unwrap();
+    write(&region, 15, 1).unwrap();
+    drop((mirror, region));
+    two.take_written();
+    let (mirror, region) = parts.open(InSync::AsLogged);
+    assert_eq!(mirror.status().stale, 2);
+    mirror.resync().unwrap();
+    assert_eq!(two.take_written(), [0, 1, 14, 15]);
+    // Regions that are left alone are forgotten some persists later.
+    (0..3).for_each(|_| region.persist(region.pages()).unwrap());
+    drop((mirror, region));
+    let (mirror, _) = parts.open(InSync::AsLogged);
+    assert_eq!((mirror.status().stale, states(&mirror)), (0, vec![Healthy, Healthy]));
+}
+
+#[test]
+fn sync_of_a_known_mirror_copies_everything() {
+    let parts = Parts::new();
+    let (mirror, region) = parts.open(InSync::Yes);
+    write(&region, 1, 1).unwrap();
+    drop((mirror, region));
+    let (mirror, _) = parts.open(InSync::No);
+    assert_eq!(mirror.status().stale, 8);
+    drop(mirror);
+    // A log that is there is believed.
+    let (mirror, _) = parts.open(InSync::Yes);
+    assert_eq!(mirror.status().stale, 1);
+}
+
+#[test]
+fn log_that_can_not_be_written_fails_writes_and_not_reads() {
+    let parts = Parts::new();
+    let (mirror, region) = parts.open(InSync::Yes);
+    write(&region, 0, 1).unwrap();
+    parts.log.control.set_broken(true);
+    // Known to be written to.
+    write(&region, 0, 2).unwrap();
+    write(&region, 8, 3).unwrap_err();
+    assert_eq!((read_page(&region, 0).unwrap(), read_page(&region, 8).unwrap()), (2, 0));
+    // What it says now isn't known.
+    parts.log.control.set_broken(false);
+    write(&region, 8, 3).unwrap_err();
+    assert_eq!(states(&mirror), [Healthy, Healthy]);
+}
+
+#[test]
+fn mirror_has_its_legs_and_its_log_to_itself() {
+    let parts = Parts::new();
+    let (mirror, region) = parts.open(InSync::Yes);
+    for part in parts.legs.iter().chain([&parts.log]) {
+        let other = Region::try_new(Arc::clone(&part.pagemap) as Arc<dyn Target>);
+        assert!(other.unwrap_err().to_string().contains("is used twice"));
+    }
+    assert!(matches!(parts.try_open(InSync::Yes), Err(InvalidMirror::Claimed(_))));
+    drop((mirror, region));
+    Region::try_new(Arc::clone(&parts.log.pagemap) as Arc<dyn Target>).unwrap();
+    parts.open(InSync::Yes);
+}
+
+#[test]
+fn read_only_mirror_is_read_and_its_log_left_alone() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = |name| dir.path().join(name);
+    let open = |access| {
+        let mut space = PfnSpace::new();
+        let mut part = |name| {
+            let store = FileStore::open(&path(name), access).unwrap();
+            space.add(Box::new(store)).unwrap() as Arc<dyn Target>
+        };
+        let legs = vec![(part("one"), Pgoff::ZERO), (part("two"), Pgoff::ZERO)];
+        let (region, in_sync) = (nr_pages(1), InSync::AsLogged);
+        let log = MirrorLog { device: Some(part("log")), region, in_sync };
+        let mirror = Arc::new(Mirror::open(legs, log, nr_pages(2)).unwrap());
+        (Region::try_new(Arc::clone(&mirror) as Arc<dyn Target>).unwrap(), mirror)
+    };
+    for name in ["one", "two", "log"] {
+        std::fs::write(path(name), [0; 8192]).unwrap();
+    }
+    let (region, _) = open(Access::ReadWrite);
+    write(&region, 1, 5).unwrap();
+    drop(region);
+    let before = std::fs::read(path("log")).unwrap();
+
+    let (region, mirror) = open(Access::ReadOnly);
+    assert_eq!(region.access(), Access::ReadOnly);
+    assert_eq!(read_page(&region, 1).unwrap(), 5);
+    region.persist(region.pages()).unwrap();
+    assert!(matches!(mirror.resync(), Err(BioError::ReadOnly { .. })));
+    write(&region, 1, 6).unwrap_err();
+    assert_eq!(states(&mirror), [Healthy, Recovering]);
+    assert_eq!(std::fs::read(path("log")).unwrap(), before);
+}
+
+#[test]
+fn legs_and_logs_that_make_no_mirror_are_refused() {
+    let mut space = PfnSpace::new();
+    let mut store = |pages| {
+        let store = MemoryStore::new("store", nr_pages(pages)).unwrap();
+        space.add(Box::new(store)).unwrap() as Arc<dyn Target>
+    };
+    let mut refusal = |sizes: &[u64], log: Option<u64>, region, size| {
+        let legs = sizes.iter().map(|pages| (store(*pages), Pgoff::ZERO)).collect();
+        let device = log.map(&mut store);
+        let log = MirrorLog { device, region: nr_pages(region), in_sync: InSync::Yes };
+        Mirror::open(legs, log, nr_pages(size)).unwrap_err()
+    };
+    assert!(matches!(refusal(&[4], None, 1, 4), InvalidMirror::Legs(1)));
+    assert!(matches!(refusal(&[4; 9], None, 1, 4), InvalidMirror::Legs(9)));
+    assert!(matches!(refusal(&[4, 3], None, 1, 4), InvalidMirror::Leg { leg: 1, .. }));
+    let large = 1 << 28;
+    assert!(matches!(refusal(&[large; 2], None, 1, large), InvalidMirror::SmallRegion(_)));
+    assert!(matches!(refusal(&[4; 2], Some(1), 1, 4), InvalidMirror::SmallLog { .. }));
+    let two_pages_of_bits = 40_000;
+    let refused = refusal(&[two_pages_of_bits; 2], Some(2), 1, two_pages_of_bits);
+    let InvalidMirror::SmallLog { least, .. } = refused else { panic!("{refused}") };
+    assert_eq!(least.get(), 3);
+}
+
+#[test]
+fn log_of_another_mirror_is_refused() {
+    let parts = Parts::new();
+    let (_, region) = parts.open(InSync::Yes);
+    write(&region, 0, 1).unwrap();
+    drop(region);
+    let open = |region, pages| {
+        let leg = |part: &Part| (Arc::clone(&part.pagemap) as Arc<dyn Target>, Pgoff::ZERO);
+        let device = Some(Arc::clone(&parts.log.pagemap) as Arc<dyn Target>);
+        let log = MirrorLog { device, region: nr_pages(region), in_sync: InSync::AsLogged };
+        let refused = Mirror::open(parts.legs.iter().map(leg).collect(), log, nr_pages(pages));
+        refused.unwrap_err().to_string()
+    };
+    assert!(open(REGION, 8).ends_with("it was made with size in pages 16, not 8"));
+    assert!(open(1, LEG_PAGES).ends_with("it was made with region size in pages 2, not 1"));
+}
+
+proptest! {
+    /// Whatever is done to a log that was good: it is refused, or it still says all that it did.
+    #[test]
+    fn damaged_log_is_refused_or_says_too_much(
+        written in prop::collection::vec(0..LEG_PAGES, 0..6),
+        drops in any::<bool>(),
+        at in any::<Index>(),
+        len in 1..600usize,
+        with in prop::option::of(any::<u8>()),
+    ) {
+        let parts = Parts::new();
+        let (mirror, region) = parts.open(InSync::Yes);
+        for page in &written {
+            write(&region, *page, 1).unwrap();
+        }
+        parts.legs[1].control.set_broken(drops);
+        write(&region, 0, 1).unwrap();
+        parts.legs[1].control.set_broken(false);
+        drop((mirror, region));
+        let (mirror, _) = parts.open(InSync::AsLogged);
+        let (states_before, stale_before) = (states(&mirror), mirror.status().stale);
+        drop(mirror);
+
+        let log = Region::try_new(Arc::clone(&parts.log.pagemap) as Arc<dyn Target>).unwrap();
+        let mut bytes = read(&*parts.log.pagemap);
+        // Where something stands.
+        let at = [0, 4096][at.index(2)] + at.index(1024);
+        let end = (at + len).min(bytes.len());
+        bytes[at..end].iter_mut().for_each(|byte| *byte = with.unwrap_or(!*byte));
+        log.write(log.pages(), &bytes).unwrap();
+        drop(log);
+        if let Ok((mirror, _)) = parts.try_open(InSync::AsLogged) {
+            prop_assert!(mirror.status().stale >= stale_before);
+            prop_assert_eq!(states(&mirror), states_before);
+        }
+    }
+}
+
+#[test]
+fn damaged_header_is_refused_by_what_is_wrong() {
+    let refused = |damage: &dyn Fn(&mut [u8])| {
+        let parts = Parts::new();
+        let (_, region) = parts.open(InSync::Yes);
+        write(&region, 0, 1).unwrap();
+        drop(region);
+        let log = Region::try_new(Arc::clone(&parts.log.pagemap) as Arc<dyn Target>).unwrap();
+        let mut bytes = read(&*parts.log.pagemap);
+        damage(&mut bytes);
+        log.write(log.pages(), &bytes).unwrap();
+        drop(log);
+        match parts.try_open(InSync::AsLogged) {
+            Err(InvalidMirror::Metadata(error)) => error,
+            other => panic!("{:?}", other.map(|(mirror, _)| mirror)),
+        }
+    };
+    assert!(matches!(refused(&|bytes| bytes[0] ^= 1), InvalidMetadata::Foreign(_)));
+    assert!(matches!(refused(&|bytes| bytes[20] ^= 1), InvalidMetadata::Header));
+    assert!(matches!(refused(&|bytes| bytes[..4096].fill(0)), InvalidMetadata::HeaderLost));
+}
+
+/// Writers, a resync and legs that come and go, all at once.
+#[test]
+fn legs_are_the_same_after_any_amount_of_trouble() {
+    for round in 0..20 {
+        let parts = Parts::new();
+        let (mirror, region) = parts.open(InSync::Yes);
+        parts.controls().iter().for_each(|control| control.syncs.store(true, Ordering::SeqCst));
+        let stop = AtomicBool::new(false);
+        let go_on = || !stop.load(Ordering::SeqCst);
+        let one_is_healthy = || {
+            let states = states(&mirror);
+            assert!(states.contains(&Healthy), "{states:?}");
+        };
+        thread::scope(|scope| {
+            for writer in 0..3u8 {
+                let region = &region;
+                scope.spawn(move || {
+                    let mut byte = writer;
+                    while go_on() {
+                        byte = byte.wrapping_add(3);
+                        // Overlapping those of the others.
+                        let start = u64::from(byte.wrapping_mul(7)) % (LEG_PAGES - 3);
+                        // It fails where the one leg is broken, and the other behind.
+                        let _ = region.write(range(start, 3), &fill(&[byte; 3]));
+                    }
+                });
+            }
+            scope.spawn(|| {
+                while go_on() {
+                    let _ = mirror.resync();
+                    one_is_healthy();
+                }
+            });
+            for trouble in 0..200 {
+                let leg = (trouble + round) % 2;
+                let broken = parts.controls()[leg];
+                broken.set_broken(true);
+                thread::yield_now();
+                broken.set_broken(false);
+                one_is_healthy();
+            }
+            stop.store(true, Ordering::SeqCst);
+        });
+        assert_eq!(mirror.resync().unwrap().legs, [Healthy, Healthy]);
+        assert!(parts.legs_are_equal(), "round {round}");
+    }
+}
