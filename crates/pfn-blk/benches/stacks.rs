@@ -9,8 +9,8 @@ use std::sync::Arc;
 
 use criterion::{Criterion, Throughput};
 use pfn_blk::{
-    FileStore, Linear, MemoryStore, NrPages, Pagemap, PfnSpace, Pgoff, PgoffRange, Region, Striped,
-    Table, Target,
+    FileStore, InSync, Linear, MemoryStore, Mirror, MirrorLog, NrPages, Pagemap, PfnSpace, Pgoff,
+    PgoffRange, Region, Snapshot, Striped, Table, Target,
 };
 
 fn nr_pages(count: u64) -> NrPages {
@@ -86,39 +86,101 @@ fn extents(criterion: &mut Criterion) {
     group.finish();
 }
 
-fn bios(criterion: &mut Criterion) {
-    const PAGES: usize = 1 << 13;
-    let pages = PAGES as u64;
-    let dir = tempfile::tempdir().unwrap();
-    let path = dir.path().join("file");
-    std::fs::write(&path, vec![1; PAGES * 4096]).unwrap();
-    let raw = File::options().read(true).write(true).open(&path).unwrap();
-    let (store, _) = FileStore::open_sized(&path, nr_pages(pages)).unwrap();
-    let store = PfnSpace::new().add(Box::new(store)).unwrap();
-    let region = Region::try_new(table(vec![linear(store)])).unwrap();
+/// Pages of each file that bios go to.
+const PAGES: u64 = 1 << 13;
 
-    for buffer_pages in [1, 256] {
-        let mut buffer = vec![0; buffer_pages * 4096];
-        let count = buffer_pages as u64;
-        let mut group = criterion.benchmark_group(format!("{} KiB", count * 4));
-        group.throughput(Throughput::Bytes(count * 4096));
+/// Files of ones, as stores.
+struct Files(tempfile::TempDir, PfnSpace);
+
+impl Files {
+    fn raw(&self, name: &str) -> File {
+        File::options().read(true).write(true).open(self.0.path().join(name)).unwrap()
+    }
+
+    fn blank(&mut self, name: &str, pages: u64) -> Arc<dyn Target> {
+        let (store, _) = FileStore::open_sized(&self.0.path().join(name), nr_pages(pages)).unwrap();
+        self.1.add(Box::new(store)).unwrap()
+    }
+
+    fn full(&mut self, name: &str) -> Arc<dyn Target> {
+        let path = self.0.path().join(name);
+        let bytes = usize::try_from(nr_pages(PAGES).bytes()).unwrap();
+        std::fs::write(&path, vec![1; bytes]).unwrap();
+        let (store, _) = FileStore::open_sized(&path, nr_pages(PAGES)).unwrap();
+        self.1.add(Box::new(store)).unwrap()
+    }
+
+    /// A snapshot in chunks of 16 KiB, as it is after some use if `changed`.
+    fn snapshot(&mut self, name: &str, changed: bool) -> Region {
+        let origin = self.full(&format!("{name} origin"));
+        let cow = self.blank(&format!("{name} cow"), PAGES * 2);
+        let snapshot = Snapshot::open(origin, cow, nr_pages(4), nr_pages(PAGES)).unwrap();
+        let region = Region::try_new(Arc::new(snapshot)).unwrap();
+        if changed {
+            let buffer = vec![1; usize::try_from(nr_pages(PAGES).bytes()).unwrap()];
+            region.write(region.pages(), &buffer).unwrap();
+        }
+        region
+    }
+
+    /// A mirror of two legs in regions of 512 KiB.
+    fn mirror(&mut self) -> Region {
+        let legs = ["leg", "other leg"].map(|leg| (self.full(leg), Pgoff::ZERO));
+        let device = Some(self.blank("log", 2));
+        let log = MirrorLog { device, region: nr_pages(128), in_sync: InSync::Yes };
+        let mirror = Mirror::open(legs.into(), log, nr_pages(PAGES)).unwrap();
+        Region::try_new(Arc::new(mirror)).unwrap()
+    }
+}
+
+fn bios(criterion: &mut Criterion) {
+    let mut files = Files(tempfile::tempdir().unwrap(), PfnSpace::new());
+    let linear = linear(files.full("file"));
+    let regions = [
+        ("linear", Region::try_new(table(vec![linear])).unwrap()),
+        ("mirror", files.mirror()),
+        ("snapshot, unchanged", files.snapshot("unchanged", false)),
+        ("snapshot, changed", files.snapshot("changed", true)),
+    ];
+    let (raw, second) = (files.raw("file"), files.raw("other leg"));
+
+    for count in [1, 256] {
+        let mut buffer = vec![0; usize::try_from(nr_pages(count).bytes()).unwrap()];
         let mut page = 0;
         let mut next = move || {
-            page = (page + 1021 * count) % (pages - count);
+            page = (page + 1021 * count) % (PAGES - count);
             page
         };
+        let mut group = criterion.benchmark_group(format!("read {} KiB", count * 4));
+        group.throughput(Throughput::Bytes(count * 4096));
         group.bench_function("pread", |bencher| {
             bencher.iter(|| raw.read_exact_at(&mut buffer, next() * 4096).unwrap());
         });
-        group.bench_function("read bio", |bencher| {
-            bencher.iter(|| region.read(range(next(), count), &mut buffer).unwrap());
-        });
+        for (name, region) in &regions {
+            group.bench_function(*name, |bencher| {
+                bencher.iter(|| region.read(range(next(), count), &mut buffer).unwrap());
+            });
+        }
+        group.finish();
+
+        let mut group = criterion.benchmark_group(format!("write {} KiB", count * 4));
+        group.throughput(Throughput::Bytes(count * 4096));
         group.bench_function("pwrite", |bencher| {
             bencher.iter(|| raw.write_all_at(&buffer, next() * 4096).unwrap());
         });
-        group.bench_function("write bio", |bencher| {
-            bencher.iter(|| region.write(range(next(), count), &buffer).unwrap());
+        group.bench_function("pwrite to two files", |bencher| {
+            bencher.iter(|| {
+                let at = next() * 4096;
+                raw.write_all_at(&buffer, at).unwrap();
+                second.write_all_at(&buffer, at).unwrap();
+            });
         });
+        // A snapshot that is written is not unchanged any more.
+        for (name, region) in regions.iter().filter(|(name, _)| !name.contains("unchanged")) {
+            group.bench_function(*name, |bencher| {
+                bencher.iter(|| region.write(range(next(), count), &buffer).unwrap());
+            });
+        }
         group.finish();
     }
 }

@@ -20,6 +20,7 @@ use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
 use super::Target;
 use crate::bio::{BioError, BioVec, Buffer};
 use crate::page::{NrPages, PAGE_SHIFT, Pgoff, PgoffRange};
+use crate::persist::{PersistError, persist_all};
 
 /// The unit that a device writes whole or not at all.
 pub(super) const SECTOR_BYTES: usize = 512;
@@ -33,6 +34,9 @@ pub enum InvalidMetadata {
     /// It can't be read.
     #[error("cannot read its metadata")]
     Read(#[from] BioError),
+    /// What a process before has written may not be durable.
+    #[error("cannot sync its metadata")]
+    Sync(#[from] PersistError),
     /// Something else is on the device.
     #[error(
         "not a {0}, and not blank; to make it one, and lose what is on it, \
@@ -100,8 +104,16 @@ pub(super) fn encode<H: Header>(header: &H) -> Vec<u8> {
     page
 }
 
-/// The header in a page; none if the page is blank.
-pub(super) fn decode<H: Header>(page: &[u8]) -> Result<Option<H>, InvalidMetadata> {
+/// The header of a device; none if there is a blank page.
+///
+/// A process that wrote it may have ended before it was synced. Were it lost with the power later,
+/// what is written now would be found under the header of before; so it is synced first.
+pub(super) fn load<H: Header>(device: &dyn Target) -> Result<Option<H>, InvalidMetadata> {
+    persist_all(device)?;
+    decode(&read(device, range(0, 1))?)
+}
+
+fn decode<H: Header>(page: &[u8]) -> Result<Option<H>, InvalidMetadata> {
     if is_blank(page) {
         return Ok(None);
     }

@@ -15,7 +15,7 @@ use pfn_blk::{
 use proptest::prelude::*;
 use proptest::sample::Index;
 
-use crate::model::{Model, Page, fill, range};
+use crate::model::{Model, Page, cases, fill, range};
 use crate::stack::{Built, Stack, any_stack};
 
 /// An operation on some pages of a stack.
@@ -236,7 +236,7 @@ fn of(start: usize, len: usize) -> pfn_blk::PgoffRange {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig { cases: 400, ..ProptestConfig::default() })]
+    #![proptest_config(cases(400))]
 
     #[test]
     fn any_stack_does_as_the_model(

@@ -9,7 +9,7 @@ use pfn_blk::Region;
 use proptest::prelude::*;
 use proptest::sample::Index;
 
-use crate::model::{fill, range};
+use crate::model::{cases, fill, range};
 use crate::power::{Power, SECTOR};
 use crate::stack::{Built, Stack, any_solid, read};
 
@@ -153,8 +153,8 @@ impl<'a> Subject<'a> {
         self.built = Stack::Store(1).build();
         self.region = Region::try_new(self.built.target.clone()).unwrap();
         self.mend();
-        let power = self.power.clone();
-        self.built = self.stack.build_again(&mut |number, nr_pages| power.store(number, nr_pages));
+        let mut make = |number, nr_pages| self.power.store(number, nr_pages);
+        self.built = self.power.spare(|| self.stack.build_again(&mut make));
         self.region = Region::try_new(self.built.target.clone()).unwrap();
         self.sound = true;
         self.held.iter_mut().for_each(|held| held.unsure = true);
@@ -211,7 +211,7 @@ impl Held {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig { cases: 400, ..ProptestConfig::default() })]
+    #![proptest_config(cases(400))]
 
     #[test]
     fn power_cut_at_any_point_loses_nothing_that_was_persisted(

@@ -13,7 +13,7 @@ use pfn_blk::{
 use proptest::prelude::*;
 use proptest::sample::Index;
 
-use crate::model::{Page, fill, range};
+use crate::model::{Page, cases, fill, range};
 use crate::stack::{Stack, any_remapping, name};
 
 /// What all stores of a stack share.
@@ -80,7 +80,7 @@ fn pages_of(done: &[(usize, PgoffRange)]) -> Vec<(usize, u64)> {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig { cases: 300, ..ProptestConfig::default() })]
+    #![proptest_config(cases(300))]
 
     #[test]
     fn write_that_fails_is_done_up_to_the_piece_that_failed(
@@ -153,7 +153,9 @@ proptest! {
         len in any::<Index>(),
     ) {
         let (built, region, plan) = build(&stack);
-        prop_assume!(!built.stores.is_empty());
+        if built.stores.is_empty() {
+            return Ok(());
+        }
         let store = store.index(built.stores.len());
         let size = built.model.pages.len();
         let start = start.index(size);

@@ -4,6 +4,7 @@
 //! knows each page by itself.
 
 mod conformance;
+mod cow_oracle;
 mod crashes;
 mod faults;
 mod lifetimes;
@@ -12,4 +13,5 @@ mod model;
 mod power;
 mod snapshot;
 mod stack;
+mod table_oracle;
 mod tables;

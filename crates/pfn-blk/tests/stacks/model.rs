@@ -3,6 +3,7 @@
 //! The model: a list of pages.
 
 use pfn_blk::{NrPages, Pgoff, PgoffRange};
+use proptest::test_runner::Config as ProptestConfig;
 
 /// What a page of a stack is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -58,4 +59,11 @@ pub(crate) fn range(start: u64, len: u64) -> PgoffRange {
 /// A page for each byte, filled with it.
 pub(crate) fn fill(bytes: &[u8]) -> Vec<u8> {
     bytes.iter().flat_map(|byte| [*byte; 4096]).collect()
+}
+
+/// So many cases, unless `PROPTEST_CASES` asks for others.
+pub(crate) fn cases(count: u32) -> ProptestConfig {
+    let default = ProptestConfig::default();
+    let is_asked = std::env::var_os("PROPTEST_CASES").is_some();
+    ProptestConfig { cases: if is_asked { default.cases } else { count }, ..default }
 }

@@ -97,6 +97,14 @@ impl Power {
         self.0.lock().unwrap().left = Some(operations);
     }
 
+    /// Does something during which power is not cut.
+    pub(crate) fn spare<T>(&self, act: impl FnOnce() -> T) -> T {
+        let left = self.0.lock().unwrap().left.take();
+        let done = act();
+        self.0.lock().unwrap().left = left;
+        done
+    }
+
     pub(crate) fn is_cut(&self) -> bool {
         self.0.lock().unwrap().is_cut
     }
@@ -131,7 +139,7 @@ impl Power {
         Box::new(VolatileStore { memory, number, power: self.clone() })
     }
 
-    /// Whether a store can do anything.
+    /// Whether a store can be read.
     fn check(&self, number: usize) -> io::Result<()> {
         let switch = self.0.lock().unwrap();
         match (switch.is_cut, switch.disks[number].is_broken) {
@@ -141,20 +149,25 @@ impl Power {
         }
     }
 
-    /// Does a write or sync of a store, unless that fails.
+    /// Does a write or sync of a store. One that fails is done all the same, or isn't.
     fn operate(
         &self,
         number: usize,
         operate: impl FnOnce(&mut Disk) -> io::Result<()>,
     ) -> io::Result<()> {
-        self.check(number)?;
         let mut switch = self.0.lock().unwrap();
-        if switch.left == Some(0) {
+        if switch.is_cut {
+            return Err(io::Error::other("no power"));
+        }
+        let is_cut = switch.left == Some(0);
+        if is_cut || switch.disks[number].is_broken {
             if switch.dice.roll(2) == 0 {
                 operate(&mut switch.disks[number])?;
             }
-            switch.lose();
-            return Err(io::Error::other("power was cut"));
+            if is_cut {
+                switch.lose();
+            }
+            return Err(io::Error::other("broken, or power was cut"));
         }
         switch.left = switch.left.map(|left| left - 1);
         operate(&mut switch.disks[number])

@@ -14,7 +14,8 @@ use pfn_blk::{
 use proptest::prelude::*;
 use proptest::sample::Index;
 
-use crate::model::{fill, range};
+use crate::cow_oracle;
+use crate::model::{cases, fill, range};
 use crate::stack::nr_pages;
 
 /// An origin of 16 pages, each filled with its number, and a COW store, as files.
@@ -258,7 +259,7 @@ fn damage_is_refused_by_what_is_wrong() {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig { cases: 400, ..ProptestConfig::default() })]
+    #![proptest_config(cases(400))]
 
     /// Whatever is done to header and map: they are refused, or nothing has changed.
     #[test]
@@ -275,6 +276,11 @@ proptest! {
         if let Ok((_, region)) = files.try_open(Access::ReadOnly, CHUNK, PAGES) {
             prop_assert!(read(&region) == held);
         }
+    }
+
+    #[test]
+    fn any_store_is_read_as_by_the_oracle(data in prop::collection::vec(any::<u8>(), 0..80)) {
+        cow_oracle::check(&data);
     }
 
     /// The map as it once was, with a header that counts more: a write that never arrived.

@@ -17,7 +17,7 @@ use crate::page::{NrPages, PgoffRange};
 use crate::persist::persist_all;
 use crate::target::Target;
 use crate::target::metadata::{
-    self, Header, InvalidMetadata, PAGE_BYTES, SECTOR_BYTES, check, decode, is_blank, range,
+    self, Header, InvalidMetadata, PAGE_BYTES, SECTOR_BYTES, check, is_blank, range,
 };
 
 /// More regions than this take too much memory: 16 MiB for their bits.
@@ -161,7 +161,7 @@ impl Log {
             return Err(InvalidMirror::SmallLog { log: device.nr_pages(), least });
         }
         let read = |pages| metadata::read(&**device, pages).map_err(InvalidMetadata::Read);
-        let header = decode::<LogHeader>(&read(range(0, 1))?)?;
+        let header = metadata::load::<LogHeader>(&**device)?;
         let bitmap = read(range(1, pages))?;
         let Some(header) = header else {
             return match is_blank(&bitmap[..SECTOR_BYTES]) {

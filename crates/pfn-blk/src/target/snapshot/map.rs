@@ -12,9 +12,7 @@ use super::layout::{ENTRIES_PER_PAGE, Layout};
 use crate::bio::BioError;
 use crate::page::{NrPages, PgoffRange};
 use crate::target::Target;
-use crate::target::metadata::{
-    self, Header, InvalidMetadata, PAGE_BYTES, check, decode, is_blank, range,
-};
+use crate::target::metadata::{self, Header, InvalidMetadata, PAGE_BYTES, check, is_blank, range};
 
 /// What the COW store's header says. The entries it counts are good, those behind are not there.
 #[derive(Debug, Clone, Copy, FromBytes, IntoBytes, KnownLayout, Immutable)]
@@ -73,7 +71,7 @@ impl Map {
     /// Reads the map of a COW store; none if the store is blank.
     pub(super) fn load(cow: &dyn Target, layout: Layout) -> Result<Option<Self>, InvalidSnapshot> {
         let read = |pages| metadata::read(cow, pages).map_err(InvalidMetadata::Read);
-        let header = decode::<CowHeader>(&read(range(0, 1))?)?;
+        let header = metadata::load::<CowHeader>(cow)?;
         let first = || read(range(layout.map_page(0), 1));
         let Some(header) = header else {
             return match is_blank(&first()?) {

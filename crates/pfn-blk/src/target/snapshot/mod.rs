@@ -209,6 +209,10 @@ impl Snapshot {
         if to == 0 {
             return Ok(0);
         }
+        if to > committed.count {
+            // Until the origin is synced, what stands in it is hidden by an entry that is durable.
+            self.commit(committed)?;
+        }
         for index in from..to {
             let pages = self.layout.chunk_pages(self.with_map(|map| map.chunk(index)));
             let at = range(self.layout.data_page(index), pages.nr_pages().get());
@@ -216,9 +220,7 @@ impl Snapshot {
             metadata::write(&*self.origin, pages.start().get(), &data)?;
         }
         persist_all(&*self.origin)?;
-        if from < committed.count {
-            self.write_header(committed, from)?;
-        }
+        self.write_header(committed, from)?;
         self.map.write().unwrap_or_else(PoisonError::into_inner).truncate(from);
         Ok(to - from)
     }
