@@ -1,12 +1,14 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
 
-//! The project's own commands: `cargo xtask demo` and `cargo xtask test`.
+//! The project's own commands: `cargo xtask demo`, `cargo xtask test` and more.
 
 mod demo;
 mod deny;
+mod fuzz;
 mod process;
 mod test;
 mod toolchain;
+mod tools;
 
 use std::process::ExitCode;
 
@@ -20,12 +22,22 @@ enum Command {
     Demo,
     /// Check formatting, lints, docs and licences, and run all tests, real guests among them
     Test,
+    /// Feed what is read from files to a second reader too, and look for inputs that the two don't
+    /// agree on
+    Fuzz {
+        /// One target only: table, the table language; or cow, a snapshot's COW store
+        target: Option<String>,
+        /// How long, for each
+        #[arg(long, default_value_t = 60)]
+        seconds: u32,
+    },
 }
 
 fn main() -> ExitCode {
     let result = match Command::parse() {
         Command::Demo => demo::run(),
         Command::Test => test::run_all(),
+        Command::Fuzz { target, seconds } => fuzz::run_targets(target.as_deref(), seconds),
     };
     match result {
         Ok(()) => ExitCode::SUCCESS,

@@ -8,8 +8,7 @@ use std::collections::HashMap;
 use std::sync::Arc;
 
 use pfn_blk::{
-    BioVec, Buffer, InvalidSnapshot, MemoryStore, NrPages, PfnSpace, Pgoff, PgoffRange, Snapshot,
-    Store, Target,
+    BioVec, Buffer, InvalidSnapshot, MemoryStore, NrPages, PfnSpace, Pgoff, Snapshot, Store, Target,
 };
 
 const PAGE: usize = 4096;
@@ -21,16 +20,15 @@ pub(crate) fn check(data: &[u8]) {
     let found = cow.open();
     match (found, cow.places()) {
         (Ok(snapshot), Some(places)) => {
-            for page in 0..cow.pages {
-                let mut bytes = [0; PAGE];
-                let start = Pgoff::try_new(page as u64).unwrap();
-                let pages = PgoffRange::try_new(start, NrPages::ONE).unwrap();
-                snapshot.submit(BioVec::try_new(pages, Buffer::Read(&mut bytes)).unwrap()).unwrap();
+            let mut bytes = vec![0; cow.pages * PAGE];
+            let vec = BioVec::try_new(snapshot.pages(), Buffer::Read(&mut bytes)).unwrap();
+            snapshot.submit(vec).unwrap();
+            for (page, bytes) in bytes.chunks_exact(PAGE).enumerate() {
                 let expected = match places.get(&(page / cow.chunk)) {
                     Some(chunk) => &cow.bytes[(chunk * cow.chunk + page % cow.chunk) * PAGE..],
                     None => &[0xee; PAGE],
                 };
-                assert!(bytes == expected[..PAGE], "page {page}");
+                assert!(bytes == &expected[..PAGE], "page {page}");
             }
         }
         (Err(_), None) => {}

@@ -214,6 +214,26 @@ fn store_that_lost_its_end_is_refused() {
     assert!(matches!(refused, InvalidSnapshot::CutOff { used: 4, capacity: 3 }), "{refused}");
 }
 
+#[test]
+fn chunks_of_several_areas_are_found_again() {
+    let files = Files::new(0);
+    // An area has 512 chunks of a page.
+    let pages = 1300;
+    std::fs::write(files.origin(), vec![0; pages * 4096]).unwrap();
+    files.resize_cow(2000);
+    let open = || files.try_open(Access::ReadOnly, 1, pages as u64).unwrap();
+    let (snapshot, region) = open();
+    let bytes: Vec<u8> = (0..pages).map(|page| u8::try_from(1 + page % 251).unwrap()).collect();
+    // The end first, so that the order in the store is another.
+    write(&region, 700, &bytes[700..]).unwrap();
+    write(&region, 0, &bytes[..700]).unwrap();
+    assert_eq!(snapshot.usage().used, pages as u64);
+    assert!(read(&region) == fill(&bytes));
+    region.persist(region.pages()).unwrap();
+    drop((snapshot, region));
+    assert!(read(&open().1) == fill(&bytes));
+}
+
 /// A store with some chunks in use, and what it and the snapshot hold.
 fn used(pages: &[u64]) -> (Files, Vec<u8>, Vec<u8>) {
     let files = Files::new(8);
