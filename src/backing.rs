@@ -8,8 +8,8 @@ use std::sync::Arc;
 use anyhow::{Context, anyhow};
 use pfn_blk::table::{self, Line, OpenTable, Position};
 use pfn_blk::{
-    Access, FileStore, InvalidPages, InvalidStore, Mirror, NrPages, Region, Sizing, Snapshot,
-    StoreSet,
+    Access, FileStore, InvalidPages, InvalidStore, Mirror, NrPages, Pagemap, Region, Sizing,
+    Snapshot, StoreSet,
 };
 use tracing::info;
 use vhost_pmem::{InvalidWindow, check_size};
@@ -17,16 +17,23 @@ use vhost_pmem::{InvalidWindow, check_size};
 use crate::cli::BackingArgs;
 use crate::size::ByteSize;
 
+/// What is to be served.
+pub(crate) struct Backing {
+    pub(crate) region: Region,
+    pub(crate) stores: Vec<Arc<Pagemap>>,
+}
+
 /// Opens what the user asked to serve.
-pub(crate) fn open(args: &BackingArgs) -> anyhow::Result<Region> {
+pub(crate) fn open(args: &BackingArgs) -> anyhow::Result<Backing> {
     match (&args.file, &args.table) {
         (Some(path), _) => {
             let store = StoreSet::default()
                 .add(open_file(path, args.size)?)
                 .with_context(|| format!("cannot serve {}", path.display()))?;
-            Ok(Region::try_new(store)?)
+            let stores = vec![Arc::clone(&store)];
+            Ok(Backing { region: Region::try_new(store)?, stores })
         }
-        (None, Some(path)) => Ok(open_table(path)?.region),
+        (None, Some(path)) => Ok(open_table(path)?.backing),
         (None, None) => Err(anyhow!("nothing to serve: give --file or --table")),
     }
 }
@@ -62,7 +69,7 @@ fn open_file(path: &Path, size: Option<ByteSize>) -> anyhow::Result<FileStore> {
 /// A table that was opened.
 pub(crate) struct OpenedTable {
     pub(crate) lines: Vec<Line>,
-    pub(crate) region: Region,
+    pub(crate) backing: Backing,
     /// The targets that have something to tell, by the place of their lines.
     pub(crate) mirrors: Vec<(Position, Arc<Mirror>)>,
     pub(crate) snapshots: Vec<(Position, Arc<Snapshot>)>,
@@ -72,9 +79,12 @@ pub(crate) struct OpenedTable {
 pub(crate) fn open_table(path: &Path) -> anyhow::Result<OpenedTable> {
     let open = || {
         let lines = table::parse(&std::fs::read_to_string(path)?)?;
-        let OpenTable { table, mirrors, snapshots } = StoreSet::default().open_table(&lines)?;
+        let mut set = StoreSet::default();
+        let OpenTable { table, mirrors, snapshots } = set.open_table(&lines)?;
         let region = Region::try_new(Arc::new(table))?;
-        anyhow::Ok(OpenedTable { lines, region, mirrors, snapshots })
+        let stores = set.stores().map(Arc::clone).collect();
+        let backing = Backing { region, stores };
+        anyhow::Ok(OpenedTable { lines, backing, mirrors, snapshots })
     };
     open().with_context(|| format!("table {}", path.display()))
 }

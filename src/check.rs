@@ -7,10 +7,13 @@ use std::io::{self, Write};
 use std::path::Path;
 
 use pfn_blk::table::{DeviceSpec, Line, Position, TargetSpec, Word};
-use pfn_blk::{Extent, LegState, MirrorStatus, NotDirect, PAGE_SIZE, Pgoff, Region, SnapshotUsage};
+use pfn_blk::{
+    Access, Extent, LegState, MirrorStatus, NotDirect, NrPages, PAGE_SIZE, Pgoff, Region,
+    SnapshotUsage, Store,
+};
 use vhost_pmem::Device;
 
-use crate::backing::{self, OpenedTable};
+use crate::backing::{self, Backing, OpenedTable};
 use crate::size::ByteSize;
 
 /// More extents than this are counted, not shown.
@@ -19,12 +22,17 @@ const SHOWN_MAX: usize = 64;
 /// Prints the stack, its extents, and how it would be served; an error if it could not be.
 pub(crate) fn run(path: &Path, out: &mut impl Write) -> anyhow::Result<()> {
     let opened = backing::open_table(path)?;
-    let size = opened.region.nr_pages();
+    let Backing { region, stores } = &opened.backing;
+    let size = region.nr_pages();
     writeln!(out, "device: {}, {size}", ByteSize(size.bytes()))?;
     Tree::new(&opened).print(None, "", out)?;
     writeln!(out, "extents:")?;
-    print_extents(&opened.region, out)?;
-    match Device::try_new(opened.region) {
+    print_extents(region, out)?;
+    writeln!(out, "stores:")?;
+    for store in stores {
+        print_store(store.store(), out)?;
+    }
+    match Device::try_new(opened.backing.region) {
         Ok(device) => writeln!(out, "window: direct, in {} mappings", device.extents())?,
         Err(error) => {
             writeln!(out, "window: none")?;
@@ -153,6 +161,20 @@ fn parts(target: &TargetSpec) -> Vec<Part<'_>> {
             vec![whole("origin: ", origin), whole("changes: ", cow)]
         }
         _ => Vec::new(),
+    }
+}
+
+fn print_store(store: &dyn Store, out: &mut impl Write) -> io::Result<()> {
+    let size = ByteSize(store.nr_pages().bytes());
+    let access = match store.access() {
+        Access::ReadOnly => "read-only",
+        Access::ReadWrite => "read-write",
+    };
+    let persistent = if store.is_persistent() { "persistent" } else { "lost without power" };
+    write!(out, "  {}: {size}, {access}, {persistent}", store.name())?;
+    match store.alignment() {
+        NrPages::ONE => writeln!(out),
+        more => writeln!(out, ", mapped in multiples of {}", ByteSize(more.bytes())),
     }
 }
 

@@ -17,9 +17,10 @@ use std::sync::Arc;
 
 use anyhow::Context;
 use clap::Parser;
-use tracing::info;
+use tracing::{info, warn};
 use vhost_pmem::Device;
 
+use crate::backing::Backing;
 use crate::cli::{Cli, Command};
 use crate::size::ByteSize;
 use crate::socket::Endpoint;
@@ -52,11 +53,14 @@ fn main() -> ExitCode {
 
 fn serve(cli: &Cli) -> anyhow::Result<()> {
     let endpoint = Endpoint::open(&cli.endpoint)?;
-    let region = backing::open(&cli.backing)?;
+    let Backing { region, stores } = backing::open(&cli.backing)?;
     let size = ByteSize(region.nr_pages().bytes());
     let is_file = cli.backing.file.is_some();
     let device = Device::try_new(region).map_err(|error| backing::explain(error, is_file))?;
     let device = Arc::new(device);
+    for store in stores.iter().map(|pagemap| pagemap.store()).filter(|one| !one.is_persistent()) {
+        warn!(store = store.name(), "in memory: all that is flushed is lost without power");
+    }
     shutdown::on_signal(Arc::clone(&device), &endpoint).context("cannot set up signals")?;
     info!(%size, extents = device.extents(), socket = %endpoint, "waiting for a frontend");
     loop {

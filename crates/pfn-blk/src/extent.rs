@@ -7,7 +7,7 @@ use std::fmt;
 use thiserror::Error;
 
 use crate::lease::{Lease, StoreDisabled};
-use crate::page::{NrPages, PfnRange, Pgoff};
+use crate::page::{NrPages, PfnRange, Pgoff, PgoffRange};
 use crate::pagemap::Pagemap;
 use crate::store::Access;
 
@@ -76,6 +76,11 @@ impl<'a> Extent<'a> {
     /// Where in the store the first page lies.
     pub fn pgoff(self) -> Pgoff {
         self.pagemap.pgoff(self.pfns.start()).expect("an extent lies in its store")
+    }
+
+    /// The store's own pages.
+    pub fn pages(self) -> PgoffRange {
+        PgoffRange::try_new(self.pgoff(), self.nr_pages()).expect("pages of a store")
     }
 
     /// What the pages may be used for.

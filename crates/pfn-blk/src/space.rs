@@ -47,6 +47,11 @@ impl PfnSpace {
         pagemap.pfns().contains(pfn).then_some(pagemap)
     }
 
+    /// The stores, in the order of their pfns.
+    pub fn stores(&self) -> impl Iterator<Item = &Arc<Pagemap>> {
+        self.pagemaps.values()
+    }
+
     /// Ends the use of the store that `pfn` belongs to, and forgets its pfns for ever.
     ///
     /// 1. From now on every new use fails, with an error that names the store: `direct_access`,

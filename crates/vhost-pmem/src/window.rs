@@ -3,7 +3,7 @@
 //! The direct window: the frontend maps the stores' own pages, and the guest loads and stores
 //! there without us. Which regions can be shown that way.
 
-use pfn_blk::{Access, Extent, NotDirect, NrPages, Pgoff, Region};
+use pfn_blk::{Access, Extent, NotDirect, NrPages, Pgoff, PgoffRange, Region};
 use thiserror::Error;
 
 /// More extents than this are refused: each is a mapping in the frontend and a memory slot of the
@@ -34,6 +34,19 @@ pub enum InvalidWindow {
     /// Pages that nobody can map.
     #[error("a part of the region can't be mapped by a frontend")]
     NotDirect(#[source] NotDirect),
+    /// A piece that can't be mapped by itself.
+    #[error(
+        "{pages} of {store} can't be mapped: it takes mappings that begin and end at multiples of \
+         {alignment}"
+    )]
+    Misaligned {
+        /// The piece, in the store.
+        pages: PgoffRange,
+        /// The store.
+        store: String,
+        /// What it takes.
+        alignment: NrPages,
+    },
     /// Pages in too many pieces.
     #[error("the region lies in more than {EXTENTS_MAX} extents")]
     Scattered,
@@ -54,9 +67,14 @@ pub(crate) fn check(region: &Region) -> Result<usize, InvalidWindow> {
     let mut count = 0;
     for (_, extent) in extents(region).take(EXTENTS_MAX + 1) {
         let extent = extent.map_err(InvalidWindow::NotDirect)?;
+        let store = extent.pagemap().store();
         if extent.access() == Access::ReadOnly {
-            let store = extent.pagemap().store().name().to_owned();
-            return Err(InvalidWindow::ReadOnly { store });
+            return Err(InvalidWindow::ReadOnly { store: store.name().to_owned() });
+        }
+        let (pages, alignment) = (extent.pages(), store.alignment());
+        if [pages.start().get(), pages.end()].iter().any(|at| at % alignment.get() != 0) {
+            let store = store.name().to_owned();
+            return Err(InvalidWindow::Misaligned { pages, store, alignment });
         }
         count += 1;
     }

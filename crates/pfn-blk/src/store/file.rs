@@ -8,7 +8,7 @@ use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
 use std::os::unix::fs::{FileExt, FileTypeExt};
 use std::path::Path;
 
-use rustix::fs::{FlockOperation, Mode, OFlags};
+use rustix::fs::{FlockOperation, FsWord, Mode, OFlags};
 use rustix::io::Errno;
 use thiserror::Error;
 
@@ -25,6 +25,13 @@ pub enum InvalidStore {
     /// A directory.
     #[error("a directory, not a file")]
     Directory,
+    /// A character device of device DAX. It has no sync: nothing could make durable what a guest
+    /// stores there.
+    #[error(
+        "device DAX, which can't be synced; make the namespace fsdax, and use its block device, \
+         or a file on it"
+    )]
+    DeviceDax,
     /// Something that has no pages.
     #[error("neither a regular file nor a block device")]
     NoPages,
@@ -101,6 +108,8 @@ pub struct FileStore {
     mapped: File,
     nr_pages: NrPages,
     access: Access,
+    is_persistent: bool,
+    alignment: NrPages,
 }
 
 impl FileStore {
@@ -147,7 +156,8 @@ impl FileStore {
         let nr_pages = NrPages::try_from_bytes(bytes).map_err(InvalidStore::Size)?;
         let name = path.display().to_string();
         let mapped = reopen(&file, flags(access))?;
-        Ok(Self { name, file, mapped, nr_pages, access })
+        let (is_persistent, alignment) = filesystem(&file)?;
+        Ok(Self { name, file, mapped, nr_pages, access, is_persistent, alignment })
     }
 }
 
@@ -162,6 +172,14 @@ impl Store for FileStore {
 
     fn access(&self) -> Access {
         self.access
+    }
+
+    fn is_persistent(&self) -> bool {
+        self.is_persistent
+    }
+
+    fn alignment(&self) -> NrPages {
+        self.alignment
     }
 
     fn fd(&self) -> BorrowedFd<'_> {
@@ -181,6 +199,25 @@ impl Store for FileStore {
         // and with them the metadata that is needed to find them again.
         self.file.sync_data()
     }
+}
+
+/// Whether a file outlives the machine's power, and the alignment of its mappings; from the magic
+/// numbers in the kernel's `uapi/linux/magic.h`. A block device's is that of devtmpfs, which says
+/// nothing about the device.
+fn filesystem(file: &File) -> Result<(bool, NrPages), InvalidStore> {
+    const TMPFS: FsWord = 0x0102_1994;
+    const RAMFS: FsWord = 0x8584_58f6;
+    const HUGETLBFS: FsWord = 0x9584_58f6;
+    let is_file = file.metadata().map_err(InvalidStore::io("inspect it"))?.is_file();
+    let action = "inspect its filesystem";
+    let stat = rustix::fs::fstatfs(file)
+        .map_err(|errno| InvalidStore::Io { action, source: errno.into() })?;
+    let huge_page = u64::try_from(stat.f_bsize).ok().map(NrPages::try_from_bytes);
+    Ok(match (stat.f_type, huge_page) {
+        (HUGETLBFS, Some(Ok(huge_page))) => (false, huge_page),
+        (TMPFS | RAMFS, _) if is_file => (false, NrPages::ONE),
+        _ => (true, NrPages::ONE),
+    })
 }
 
 fn flags(access: Access) -> OFlags {
@@ -226,7 +263,8 @@ fn open(path: &Path, access: Access, create: bool) -> Result<File, InvalidStore>
             file = reopen(&file, self::flags(access) | OFlags::EXCL)?;
         }
     } else if !kind.is_file() {
-        return Err(InvalidStore::NoPages);
+        let is_dax = kind.is_char_device() && is_device_dax(&file, Path::new("/sys"));
+        return Err(if is_dax { InvalidStore::DeviceDax } else { InvalidStore::NoPages });
     }
     let operation = match access {
         Access::ReadOnly => FlockOperation::NonBlockingLockShared,
@@ -237,6 +275,14 @@ fn open(path: &Path, access: Access, create: bool) -> Result<File, InvalidStore>
         Err(Errno::WOULDBLOCK) => Err(InvalidStore::Locked(access)),
         Err(errno) => Err(InvalidStore::Io { action: "lock it", source: errno.into() }),
     }
+}
+
+/// Whether a character device belongs to device DAX, as sysfs tells.
+fn is_device_dax(file: &File, sysfs: &Path) -> bool {
+    let Ok(stat) = rustix::fs::fstat(file) else { return false };
+    let (major, minor) = (rustix::fs::major(stat.st_rdev), rustix::fs::minor(stat.st_rdev));
+    let subsystem = sysfs.join(format!("dev/char/{major}:{minor}/subsystem"));
+    std::fs::read_link(subsystem).is_ok_and(|path| path.file_name() == Some("dax".as_ref()))
 }
 
 /// A new file's name is as much in need of a sync as its size.
@@ -287,6 +333,27 @@ mod tests {
         rustix::fs::mkfifoat(rustix::fs::CWD, &path, rustix::fs::Mode::RUSR).unwrap();
         let error = FileStore::open(&path, Access::ReadOnly).unwrap_err();
         assert!(matches!(error, InvalidStore::NoPages), "{error:?}");
+    }
+
+    #[test]
+    fn device_dax_is_told_by_its_subsystem() {
+        // Any character device, and a sysfs that says what it is.
+        let sysfs = tempfile::tempdir().unwrap();
+        let device = File::open("/dev/null").unwrap();
+        assert!(!is_device_dax(&device, sysfs.path()));
+        let entry = sysfs.path().join("dev/char/1:3");
+        std::fs::create_dir_all(&entry).unwrap();
+        std::os::unix::fs::symlink("../../../bus/dax", entry.join("subsystem")).unwrap();
+        assert!(is_device_dax(&device, sysfs.path()));
+        assert!(!is_device_dax(&File::open("/dev/zero").unwrap(), sysfs.path()));
+    }
+
+    #[test]
+    fn file_in_memory_is_not_persistent() {
+        let dir = tempfile::tempdir_in("/dev/shm").unwrap();
+        let (store, _) = FileStore::open_sized(&dir.path().join("file"), pages(1)).unwrap();
+        assert!(!store.is_persistent());
+        assert_eq!(store.alignment(), pages(1));
     }
 
     #[test]

@@ -61,6 +61,14 @@ where
         self.store.access()
     }
 
+    fn is_persistent(&self) -> bool {
+        self.store.is_persistent()
+    }
+
+    fn alignment(&self) -> NrPages {
+        self.store.alignment()
+    }
+
     fn fd(&self) -> BorrowedFd<'_> {
         self.store.fd()
     }

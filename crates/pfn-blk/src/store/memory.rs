@@ -46,6 +46,10 @@ impl Store for MemoryStore {
         Access::ReadWrite
     }
 
+    fn is_persistent(&self) -> bool {
+        false
+    }
+
     fn fd(&self) -> BorrowedFd<'_> {
         self.file.as_fd()
     }

@@ -37,6 +37,12 @@ pub trait Store: fmt::Debug + Send + Sync {
     fn nr_pages(&self) -> NrPages;
     /// What its pages may be used for.
     fn access(&self) -> Access;
+    /// Whether it keeps what was persisted when the machine goes off.
+    fn is_persistent(&self) -> bool;
+    /// Where a mapping of it may begin and end: at multiples of this.
+    fn alignment(&self) -> NrPages {
+        NrPages::ONE
+    }
     /// The open file, for others to map: what they do to it doesn't reach the store itself. A
     /// read-only store's is opened read-only, so that whoever is handed it can't write.
     fn fd(&self) -> BorrowedFd<'_>;

@@ -136,6 +136,11 @@ impl StoreSet {
         &mut self.space
     }
 
+    /// The stores, in the order of their pfns.
+    pub fn stores(&self) -> impl Iterator<Item = &Arc<Pagemap>> {
+        self.space.stores()
+    }
+
     /// The file at `path` as a store, opened if it isn't open yet.
     pub fn open(&mut self, path: &Path, access: Access) -> Result<Arc<Pagemap>, InvalidStore> {
         let known = rustix::fs::stat(path).ok().map(|stat| (stat.st_dev, stat.st_ino));

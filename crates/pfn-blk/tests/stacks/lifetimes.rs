@@ -158,6 +158,9 @@ fn no_pfn_is_handed_out_twice_in_a_million_rounds() {
         fn access(&self) -> pfn_blk::Access {
             pfn_blk::Access::ReadWrite
         }
+        fn is_persistent(&self) -> bool {
+            true
+        }
         fn fd(&self) -> std::os::fd::BorrowedFd<'_> {
             rustix::stdio::stdin()
         }

@@ -6,6 +6,7 @@ use std::io;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
 use std::thread;
+use std::time::Duration;
 
 use pfn_blk::LegState::{Failed, Healthy, Recovering};
 use pfn_blk::{
@@ -31,6 +32,17 @@ struct Control {
     syncs: AtomicBool,
     /// The pages that were written, in order.
     written: Mutex<Vec<u64>>,
+    /// Called once, in the midst of the next operation of this kind.
+    meanwhile: Mutex<Option<(Kind, Meanwhile)>>,
+}
+
+type Meanwhile = Box<dyn FnOnce() + Send>;
+
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Kind {
+    Read,
+    Write,
+    Persist,
 }
 
 impl Control {
@@ -38,12 +50,25 @@ impl Control {
         self.is_broken.store(is_broken, Ordering::SeqCst);
     }
 
+    fn meanwhile(&self, kind: Kind, act: impl FnOnce() + Send + 'static) {
+        *self.meanwhile.lock().unwrap() = Some((kind, Box::new(act)));
+    }
+
     fn take_written(&self) -> Vec<u64> {
         std::mem::take(&mut self.written.lock().unwrap())
     }
 
     fn hook(&self, operation: StoreOperation) -> io::Result<()> {
-        let spared = operation == StoreOperation::Persist && self.syncs.load(Ordering::SeqCst);
+        let kind = match operation {
+            StoreOperation::Read(_) => Kind::Read,
+            StoreOperation::Write(_) => Kind::Write,
+            StoreOperation::Persist => Kind::Persist,
+        };
+        let meanwhile = self.meanwhile.lock().unwrap().take_if(|(of, _)| *of == kind);
+        if let Some((_, act)) = meanwhile {
+            act();
+        }
+        let spared = kind == Kind::Persist && self.syncs.load(Ordering::SeqCst);
         if self.is_broken.load(Ordering::SeqCst) && !spared {
             return Err(io::Error::other("broken"));
         }
@@ -174,6 +199,69 @@ fn leg_that_fails_a_read_is_dropped_and_another_one_answers() {
     assert_eq!(states(&mirror), [Recovering, Healthy]);
     assert_eq!(read_page(&region, 3).unwrap(), 8);
     mirror.resync().unwrap();
+    assert!(parts.legs_are_equal());
+}
+
+#[test]
+fn leg_that_was_dropped_is_known_to_the_next_process() {
+    let parts = Parts::new();
+    let [one, _] = parts.controls();
+    let (mirror, region) = parts.open(InSync::Yes);
+    one.set_broken(true);
+    write(&region, 3, 8).unwrap();
+    drop((mirror, region));
+    one.set_broken(false);
+    let (mirror, region) = parts.open(InSync::AsLogged);
+    assert_eq!(states(&mirror), [Recovering, Healthy]);
+    assert_eq!(read_page(&region, 3).unwrap(), 8);
+}
+
+#[test]
+fn write_during_a_persist_keeps_its_bit() {
+    let parts = Parts::new();
+    let [one, _] = parts.controls();
+    let (mirror, region) = parts.open(InSync::Yes);
+    let region = Arc::new(region);
+    let writer = Arc::clone(&region);
+    one.meanwhile(Kind::Persist, move || write(&writer, 4, 1).unwrap());
+    region.persist(region.pages()).unwrap();
+    drop((mirror, region));
+    assert_eq!(parts.open(InSync::AsLogged).0.status().stale, 1);
+}
+
+#[test]
+fn write_that_takes_long_keeps_its_bit() {
+    let parts = Parts::new();
+    let [_, two] = parts.controls();
+    let (_, region) = parts.open(InSync::Yes);
+    let region = Arc::new(region);
+    let other = Arc::clone(&region);
+    let log = Arc::clone(&parts.log.pagemap);
+    two.meanwhile(Kind::Write, move || {
+        (0..4).for_each(|_| other.persist(other.pages()).unwrap());
+        // The third region.
+        assert_eq!(read(&*log)[4096], 1 << 2);
+    });
+    write(&region, 4, 1).unwrap();
+    assert_eq!(two.take_written(), [4]);
+}
+
+#[test]
+fn write_to_a_region_that_is_copied_reaches_all_legs() {
+    let parts = Parts::new();
+    let [one, _] = parts.controls();
+    let (mirror, region) = parts.open(InSync::No);
+    let region = Arc::new(region);
+    let writer = Arc::clone(&region);
+    let (done, is_done) = std::sync::mpsc::channel();
+    one.meanwhile(Kind::Read, move || {
+        thread::spawn(move || done.send(write(&writer, 0, 1)));
+        // It has to wait; if it did not, this is time enough for it.
+        thread::sleep(Duration::from_millis(50));
+    });
+    mirror.resync().unwrap();
+    is_done.recv().unwrap().unwrap();
+    assert_eq!(read_page(&region, 0).unwrap(), 1);
     assert!(parts.legs_are_equal());
 }
 
@@ -405,6 +493,21 @@ proptest! {
             prop_assert_eq!(states(&mirror), states_before);
         }
     }
+}
+
+#[test]
+fn damaged_bitmap_has_all_its_regions_copied() {
+    let parts = Parts::new();
+    let (_, region) = parts.open(InSync::Yes);
+    write(&region, 0, 1).unwrap();
+    drop(region);
+    let log = Region::try_new(Arc::clone(&parts.log.pagemap) as Arc<dyn Target>).unwrap();
+    let mut bytes = read(&*parts.log.pagemap);
+    bytes[4096] = 0;
+    log.write(log.pages(), &bytes).unwrap();
+    drop(log);
+    let (mirror, _) = parts.open(InSync::AsLogged);
+    assert_eq!((mirror.status().stale, states(&mirror)), (8, vec![Healthy, Recovering]));
 }
 
 #[test]

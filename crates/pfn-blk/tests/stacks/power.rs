@@ -202,6 +202,10 @@ impl Store for VolatileStore {
         Access::ReadWrite
     }
 
+    fn is_persistent(&self) -> bool {
+        true
+    }
+
     fn fd(&self) -> BorrowedFd<'_> {
         self.memory.fd()
     }
