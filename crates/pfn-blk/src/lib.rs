@@ -48,14 +48,23 @@
 //! holders are told, all are waited for. As no pfn is ever handed out again, whatever comes after
 //! with an old one fails, and never meets another store's bytes.
 //!
+//! # When something fails
+//!
+//! A bio fails with the error of the layer that failed, and is done up to there. A sync that failed
+//! is never forgotten: the store fails every later one. A [`Mirror`] goes on without a leg that
+//! fails; a [`Snapshot`] whose COW store is full fails the writes that need more of it. What either
+//! writes down about itself is checksummed: if it is damaged it is refused, with what is wrong.
+//!
 //! # Invariants
 //!
 //! - A pfn is handed out once in the life of a space. A stale one is recognised, never another's.
 //! - The extents of a range tile it: every page once, in order.
-//! - A writable page is used once in a region.
+//! - A writable page is used once in a region, and by nobody but the mirror or snapshot above it.
 //! - A bio ends exactly once.
 //! - `persist` succeeds only if everything written before it is durable; once it failed for a
 //!   store it fails for that store for ever.
+//! - Whatever a persist has answered for is there after a crash at any point, and every other
+//!   sector holds what it held then, or something that was written to it since.
 //!
 //! # Catalogue
 //!

@@ -51,8 +51,7 @@ pub trait SyncPoint: fmt::Debug + Send + Sync {
 
 /// What must be synced for some pages to be durable, each once.
 ///
-/// Targets fill it on the way down ([`Target::persist`](crate::Target::persist)); whoever asked
-/// then syncs.
+/// Targets fill it on the way down ([`Target::persist`]); whoever asked then syncs.
 #[derive(Debug, Default)]
 pub struct SyncSet<'a> {
     points: Vec<&'a dyn SyncPoint>,

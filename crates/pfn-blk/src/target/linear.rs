@@ -1,11 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
 
-//! `linear`: a run of the pages beneath, in order, as in Linux's `dm-linear`.
-//!
-//! ```text
-//! linear   0 1 2 3
-//! beneath  . . 0 1 2 3 . .       from page 2 on
-//! ```
+//! `linear`: a run of the pages beneath.
 
 use std::sync::Arc;
 
@@ -29,7 +24,12 @@ pub struct InvalidLinear {
     pub beneath: NrPages,
 }
 
-/// Pages of what is beneath, from some page on.
+/// Pages of what is beneath, from some page on, in order, as in Linux's `dm-linear`.
+///
+/// ```text
+/// linear   0 1 2 3
+/// beneath  . . 0 1 2 3 . .       from page 2 on
+/// ```
 #[derive(Debug)]
 pub struct Linear {
     beneath: Arc<dyn Target>,

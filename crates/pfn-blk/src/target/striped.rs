@@ -1,13 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
 
-//! `striped`: chunks dealt to several targets in turn, as in Linux's `dm-stripe`.
-//!
-//! ```text
-//! striped   0 1 | 2 3 | 4 5 | 6 7 | 8 9 | …     chunks of 2 pages, 3 stripes
-//! stripe 0  0 1 | 6 7 | …
-//! stripe 1  2 3 | 8 9 | …
-//! stripe 2  4 5 | …
-//! ```
+//! `striped`: chunks dealt to several targets in turn.
 
 use std::sync::Arc;
 
@@ -52,8 +45,16 @@ pub enum InvalidStriped {
     },
 }
 
-/// Chunks of pages dealt to the stripes in turn. A write that fails in one stripe leaves the chunks
-/// before it written.
+/// Chunks of pages dealt to the stripes in turn, as in Linux's `dm-stripe`.
+///
+/// ```text
+/// striped   0 1 | 2 3 | 4 5 | 6 7 | 8 9 | …     chunks of 2 pages, 3 stripes
+/// stripe 0  0 1 | 6 7 | …
+/// stripe 1  2 3 | 8 9 | …
+/// stripe 2  4 5 | …
+/// ```
+///
+/// A write that fails in one stripe leaves the chunks before it written.
 #[derive(Debug)]
 pub struct Striped {
     stripes: Vec<Linear>,

@@ -217,6 +217,55 @@ fn leg_that_was_dropped_is_known_to_the_next_process() {
 }
 
 #[test]
+fn leg_that_misses_a_persist_is_known_to_the_next_process() {
+    let parts = Parts::new();
+    let [one, _] = parts.controls();
+    let (mirror, region) = parts.open(InSync::Yes);
+    write(&region, 3, 8).unwrap();
+    one.set_broken(true);
+    // The read drops it, and the persist must not have been for the other leg alone.
+    assert_eq!(read_page(&region, 3).unwrap(), 8);
+    region.persist(region.pages()).unwrap();
+    drop((mirror, region));
+    one.set_broken(false);
+    assert_eq!(states(&parts.open(InSync::AsLogged).0), [Recovering, Healthy]);
+}
+
+#[test]
+fn resync_that_fails_leaves_all_that_it_copied_to_be_copied_again() {
+    let parts = Parts::new();
+    let [one, two] = parts.controls();
+    let (mirror, region) = parts.open(InSync::Yes);
+    two.set_broken(true);
+    write(&region, 3, 8).unwrap();
+    two.set_broken(false);
+    let broken = Arc::clone(&parts.legs[0].control);
+    one.meanwhile(Kind::Persist, move || broken.set_broken(true));
+    mirror.resync().unwrap_err();
+    assert_eq!(two.take_written(), [2, 3]);
+    assert_eq!((states(&mirror), mirror.status().stale), (vec![Healthy, Failed], 1));
+}
+
+#[test]
+fn writes_to_one_page_reach_the_legs_in_one_order() {
+    let parts = Parts::new();
+    let [_, two] = parts.controls();
+    let (_, region) = parts.open(InSync::Yes);
+    let region = Arc::new(region);
+    let writer = Arc::clone(&region);
+    let (done, is_done) = std::sync::mpsc::channel();
+    two.meanwhile(Kind::Write, move || {
+        thread::spawn(move || done.send(write(&writer, 0, 2)));
+        // It has to wait; if it did not, this is time enough for it.
+        thread::sleep(Duration::from_millis(50));
+    });
+    write(&region, 0, 1).unwrap();
+    is_done.recv().unwrap().unwrap();
+    assert_eq!(read_page(&region, 0).unwrap(), 2);
+    assert!(parts.legs_are_equal());
+}
+
+#[test]
 fn write_during_a_persist_keeps_its_bit() {
     let parts = Parts::new();
     let [one, _] = parts.controls();

@@ -1,20 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
 
-//! `mirror`: the same pages on several legs, as in Linux's `dm-mirror`.
-//!
-//! The legs hold the pages and nothing else: each is good by itself. Where they may differ stands
-//! in a log, a bit for each region:
-//!
-//! ```text
-//! page 0   header: the size of the mirror and of a region, how many legs, which are behind
-//! page 1…  bitmap: sectors of 4064 bits and their CRC-32; a set bit is a region to be copied
-//! ```
-//!
-//! A region's bit is set, and the log synced, before a write to it begins, and cleared some time
-//! after a persist; while a leg misses writes, not at all. Where bits are set when a mirror is
-//! opened nobody knows what the legs hold there: one is believed, the first that isn't behind, and
-//! the others are not read until a resync has copied those regions to them. A mirror whose believed
-//! leg fails before that fails too: it never answers with what might be something else.
+//! `mirror`: the same pages on several legs.
 
 mod log;
 
@@ -136,15 +122,67 @@ pub struct MirrorStatus {
     pub regions: u64,
 }
 
-/// The same pages on several legs.
+/// The same pages on several legs, as in Linux's `dm-mirror`.
 ///
 /// Reads go to the first healthy leg, writes and persists to all. A leg that fails what another one
 /// does is dropped: the mirror goes on without it, and says so in the log and in its
 /// [`status`](Self::status). What fails on all healthy legs fails, and drops none. Of a write that
-/// fails any part may be done, on any leg.
+/// fails any part may be done, on any leg. What was dropped comes back with
+/// [`resync`](Self::resync).
 ///
-/// What was dropped comes back with [`resync`](Self::resync). Where the log can't be written all
-/// later writes fail: a crash would leave nobody who knows which leg to believe.
+/// # Layout
+///
+/// The legs hold the pages and nothing else: each is good by itself. Where they may differ stands
+/// in a log, a bit for each region:
+///
+/// ```text
+/// page 0   header  0 magic "pfnblkML"   8 version 1   12 CRC-32 of the sector, with zeroes here
+///                 16 pages of the mirror   24 pages of a region   32 legs
+///                 36 bits of the legs that are behind
+/// page 1…  bitmap  sectors of 508 bytes of bits, the lowest first, and the CRC-32 of the sector's
+///                  number (8 bytes) and the bits; a set bit is a region to be copied
+/// ```
+///
+/// A region's bit is set, and the log synced, before a write to it begins, and cleared some time
+/// after a persist; while a leg misses writes, not at all. So a leg that comes back needs those
+/// regions only.
+///
+/// Where bits are set when a mirror is opened nobody knows what the legs hold there: one is
+/// believed, the first that isn't behind, and the others are not read until a resync has copied
+/// those regions to them. A mirror whose believed leg fails before that fails too: it never answers
+/// with what might be something else.
+///
+/// A header that is damaged is refused; a sector of the bitmap that is has all its regions copied.
+/// Where the log can't be written all later writes fail: a crash would leave nobody who knows
+/// which leg to believe.
+///
+/// # Example
+///
+/// ```
+/// use std::sync::Arc;
+/// use pfn_blk::{
+///     InSync, LegState, MemoryStore, Mirror, MirrorLog, NrPages, PfnSpace, Pgoff, Region, Target,
+/// };
+///
+/// let mut space = PfnSpace::new();
+/// let mut store = |name, pages| -> Result<Arc<dyn Target>, Box<dyn std::error::Error>> {
+///     Ok(space.add(Box::new(MemoryStore::new(name, NrPages::try_new(pages)?)?))?)
+/// };
+/// let legs = vec![(store("one", 64)?, Pgoff::ZERO), (store("other", 64)?, Pgoff::ZERO)];
+/// let (region, in_sync) = (NrPages::try_new(16)?, InSync::AsLogged);
+/// let log = MirrorLog { device: Some(store("log", 2)?), region, in_sync };
+/// let mirror = Arc::new(Mirror::open(legs, log, NrPages::try_new(64)?)?);
+///
+/// // The log is blank: the legs may hold anything.
+/// let status = mirror.status();
+/// assert_eq!(status.legs, [LegState::Healthy, LegState::Recovering]);
+/// assert_eq!(status.stale, 4);
+/// assert_eq!(mirror.resync()?.legs, [LegState::Healthy, LegState::Healthy]);
+///
+/// let region = Region::try_new(mirror)?;
+/// region.write(region.pages(), &[7; 64 * 4096])?;
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
 #[derive(Debug)]
 pub struct Mirror {
     legs: Vec<Linear>,

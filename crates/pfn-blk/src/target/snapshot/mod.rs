@@ -1,24 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
 
-//! `snapshot`: copy-on-write over an origin, as in Linux's `dm-snapshot`.
-//!
-//! What is written goes to a COW store, a chunk at a time; what was never written is read from the
-//! origin, which is not touched. The COW store, in chunks:
-//!
-//! ```text
-//! header | map  0 1 2 … E-1 | map  E E+1 … 2E-1 | …         E = 512 entries × pages of a chunk
-//!          area 0             area 1
-//!
-//! header   how many entries the map has, and the check of the last
-//! map      entry i: which chunk of the snapshot the store's chunk i stands for; its check
-//! ```
-//!
-//! Chunks are taken in order, so an entry need not say where its chunk lies. A check is the CRC-32
-//! of all entries so far: one that was lost, damaged or is left over from before breaks the chain
-//! at its place. A persist syncs chunks and entries, then writes the header that counts them, and
-//! syncs that. Entries behind the count are not there: their chunks are free.
-//!
-//! The store may grow, and is used to its new end when it is opened again.
+//! `snapshot`: copy-on-write over an origin.
 
 mod layout;
 mod map;
@@ -101,16 +83,65 @@ pub struct SnapshotUsage {
     pub capacity: u64,
 }
 
-/// Pages over an origin that is never written: changes go to a COW store.
+/// Pages over an origin that isn't written: changes go to a COW store, as in Linux's
+/// `dm-snapshot`.
 ///
-/// A write to a chunk for the first time takes a chunk of the COW store and copies what the write
-/// leaves of it from the origin. Where the store is full the write fails, with
-/// [`BioError::Full`], and nothing else changes: chunks that were written before can be written
-/// still. Of a write that fails the chunks before the one that failed are written, and of that
-/// one any part, if it had been written to before.
+/// What was never written is read from the origin. A write to a chunk for the first time takes a
+/// chunk of the COW store and copies what the write leaves of it from the origin. Where the store
+/// is full the write fails, with [`BioError::Full`], and nothing else changes: chunks that were
+/// written before can be written still. Of a write that fails the chunks before the one that failed
+/// are written, and of that one any part, if it had been written to before.
 ///
 /// The origin must stay as it is for as long as the COW store is of use, also between two runs:
 /// nothing records what it held.
+///
+/// # Layout
+///
+/// The COW store, in chunks:
+///
+/// ```text
+/// header | map  0 1 2 … E-1 | map  E E+1 … 2E-1 | …         E = 512 × pages of a chunk
+///          area 0             area 1
+///
+/// header   0 magic "pfnblkCW"   8 version 1   12 CRC-32 of the first 512 bytes, with zeroes here
+///         16 pages of the snapshot   24 pages of a chunk   32 how many entries the map has
+///         40 check of the last entry
+/// map      entry i, of 8 bytes: which chunk of the snapshot the store's chunk i stands for; check
+/// ```
+///
+/// Chunks are taken in order, so an entry need not say where its chunk lies. A check is the CRC-32
+/// of all chunk numbers so far: an entry that was lost, was damaged or is left over from before
+/// breaks the chain at its place, and the store is refused.
+///
+/// A persist syncs chunks and entries, then writes the header that counts them, and syncs that.
+/// Entries behind the count are not there: their chunks are free. The header is smaller than a
+/// sector, which a disk writes whole or not at all.
+///
+/// The store may grow, and is used to its new end when it is opened again.
+///
+/// # Example
+///
+/// ```
+/// use std::sync::Arc;
+/// use pfn_blk::{Access, FileStore, NrPages, PfnSpace, Region, Snapshot};
+///
+/// # let dir = tempfile::tempdir()?;
+/// # let [base, cow] = ["base", "cow"].map(|name| dir.path().join(name));
+/// std::fs::write(&base, [1; 16 * 4096])?;
+/// std::fs::File::create(&cow)?.set_len(64 * 4096)?;
+/// let mut space = PfnSpace::new();
+/// let origin = space.add(Box::new(FileStore::open(&base, Access::ReadOnly)?))?;
+/// let store = space.add(Box::new(FileStore::open(&cow, Access::ReadWrite)?))?;
+/// let chunk = NrPages::try_new(4)?;
+/// let snapshot = Arc::new(Snapshot::open(origin, store, chunk, NrPages::try_new(16)?)?);
+///
+/// let region = Region::try_new(Arc::clone(&snapshot) as _)?;
+/// region.write(region.pages(), &[2; 16 * 4096])?;
+/// region.persist(region.pages())?;
+/// assert_eq!(snapshot.usage().used, 4);
+/// assert_eq!(std::fs::read(&base)?, [1; 16 * 4096]);
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
 #[derive(Debug)]
 pub struct Snapshot {
     origin: Arc<dyn Target>,
