@@ -27,8 +27,8 @@ enum Step {
     Restart,
     /// Power is cut in the midst of the write or sync after so many.
     Cut(usize),
-    /// A store fails everything.
-    Break(Index),
+    /// A store fails everything after so many operations.
+    Break(Index, usize),
     /// All stores work.
     Mend,
 }
@@ -43,7 +43,7 @@ fn any_step(can_break: bool) -> impl Strategy<Value = Step> {
         1 => Just(Step::Merge),
         1 => Just(Step::Restart),
         1 => (0..12usize).prop_map(Step::Cut),
-        2 * broken => any::<Index>().prop_map(Step::Break),
+        2 * broken => (any::<Index>(), 0..6usize).prop_map(|(store, after)| Step::Break(store, after)),
         2 * broken => Just(Step::Mend),
     ]
 }
@@ -119,11 +119,11 @@ impl<'a> Subject<'a> {
             }
             Step::Restart => self.restart(),
             Step::Cut(after) => self.power.cut_after(after),
-            Step::Break(store) => {
-                self.power.set_broken(store.index(self.power.stores()), true);
+            Step::Break(store, after) => {
+                self.power.break_after(store.index(self.power.stores()), after);
                 self.sound = false;
             }
-            Step::Mend => self.mend(),
+            Step::Mend => self.power.mend(),
         }
         if self.power.is_cut() {
             self.power.restore();
@@ -144,15 +144,11 @@ impl<'a> Subject<'a> {
         assert!(done || !self.sound || self.power.is_cut());
     }
 
-    fn mend(&mut self) {
-        (0..self.power.stores()).for_each(|store| self.power.set_broken(store, false));
-    }
-
     fn restart(&mut self) {
         // A stack has its stores to itself, so the old one goes first.
         self.built = Stack::Store(1).build();
         self.region = Region::try_new(self.built.target.clone()).unwrap();
-        self.mend();
+        self.power.mend();
         let mut make = |number, nr_pages| self.power.store(number, nr_pages);
         self.built = self.power.spare(|| self.stack.build_again(&mut make));
         self.region = Region::try_new(self.built.target.clone()).unwrap();

@@ -9,8 +9,8 @@ use std::thread;
 use std::time::Duration;
 
 use pfn_blk::{
-    AccessError, BioError, DisableError, Lease, MemoryStore, NotDirectReason, NrPages, Pagemap,
-    PersistError, Pfn, PfnSpace, Region, Target,
+    AccessError, BioError, DisableError, InSync, Lease, LegState, MemoryStore, Mirror, MirrorLog,
+    NotDirectReason, NrPages, Pagemap, PersistError, Pfn, PfnSpace, Pgoff, Region, Target,
 };
 
 use crate::model::{fill, range};
@@ -192,4 +192,30 @@ fn no_pfn_is_handed_out_twice_in_a_million_rounds() {
             assert!(space.find(Pfn::try_new(end - 1).unwrap()).is_none());
         }
     }
+}
+
+#[test]
+fn mirror_goes_on_without_a_store_that_is_gone() {
+    let mut space = PfnSpace::new();
+    let mut store = |name| {
+        let store = MemoryStore::new(name, NrPages::try_new(4).unwrap()).unwrap();
+        space.add(Box::new(store)).unwrap()
+    };
+    let (one, two, log) = (store("one"), store("two"), store("log"));
+    let leg = |store: &Arc<Pagemap>| (Arc::clone(store) as Arc<dyn Target>, Pgoff::ZERO);
+    let device = Some(Arc::clone(&log) as Arc<dyn Target>);
+    let log = MirrorLog { device, region: NrPages::ONE, in_sync: InSync::Yes };
+    let nr_pages = NrPages::try_new(4).unwrap();
+    let mirror = Arc::new(Mirror::open(vec![leg(&one), leg(&two)], log, nr_pages).unwrap());
+    let region = Region::try_new(Arc::clone(&mirror) as Arc<dyn Target>).unwrap();
+    region.write(range(0, 4), &fill(&[1, 2, 3, 4])).unwrap();
+    space.disable(one.pfns().start(), LONG).unwrap();
+    let mut bytes = vec![0; 4 * 4096];
+    region.read(range(0, 4), &mut bytes).unwrap();
+    assert!(bytes == fill(&[1, 2, 3, 4]));
+    region.persist(range(0, 4)).unwrap();
+    assert_eq!(mirror.status().legs, [LegState::Failed, LegState::Healthy]);
+    space.disable(two.pfns().start(), LONG).unwrap();
+    let error = region.read(range(0, 4), &mut bytes).unwrap_err();
+    assert_eq!(error.to_string(), "two was disabled");
 }

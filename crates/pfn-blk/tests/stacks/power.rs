@@ -35,8 +35,8 @@ struct Disk {
     medium: Vec<u8>,
     /// All that was written to a sector since the last sync.
     cached: BTreeMap<usize, Vec<[u8; SECTOR]>>,
-    /// Everything fails.
-    is_broken: bool,
+    /// How many operations go well until all fail.
+    left: Option<usize>,
 }
 
 impl Disk {
@@ -47,6 +47,13 @@ impl Disk {
                 self.put(sector, &written[bytes]);
             }
         }
+    }
+
+    /// Counts an operation. Whether it fails.
+    fn is_broken(&mut self) -> bool {
+        let is_broken = self.left == Some(0);
+        self.left = self.left.map(|left| left.saturating_sub(1));
+        is_broken
     }
 
     /// What is read from it.
@@ -116,9 +123,14 @@ impl Power {
         switch.left = None;
     }
 
-    /// From now on a store does everything, or nothing.
-    pub(crate) fn set_broken(&self, number: usize, is_broken: bool) {
-        self.0.lock().unwrap().disks[number].is_broken = is_broken;
+    /// Has a store fail everything after so many reads, writes and syncs.
+    pub(crate) fn break_after(&self, number: usize, operations: usize) {
+        self.0.lock().unwrap().disks[number].left = Some(operations);
+    }
+
+    /// All stores work.
+    pub(crate) fn mend(&self) {
+        self.0.lock().unwrap().disks.iter_mut().for_each(|disk| disk.left = None);
     }
 
     /// How many stores there are.
@@ -140,13 +152,12 @@ impl Power {
     }
 
     /// Whether a store can be read.
-    fn check(&self, number: usize) -> io::Result<()> {
-        let switch = self.0.lock().unwrap();
-        match (switch.is_cut, switch.disks[number].is_broken) {
-            (true, _) => Err(io::Error::other("no power")),
-            (_, true) => Err(io::Error::other("broken")),
-            (false, false) => Ok(()),
+    fn read(&self, number: usize) -> io::Result<()> {
+        let mut switch = self.0.lock().unwrap();
+        if switch.is_cut || switch.disks[number].is_broken() {
+            return Err(io::Error::other("broken, or power was cut"));
         }
+        Ok(())
     }
 
     /// Does a write or sync of a store. One that fails is done all the same, or isn't.
@@ -160,7 +171,7 @@ impl Power {
             return Err(io::Error::other("no power"));
         }
         let is_cut = switch.left == Some(0);
-        if is_cut || switch.disks[number].is_broken {
+        if switch.disks[number].is_broken() || is_cut {
             if switch.dice.roll(2) == 0 {
                 operate(&mut switch.disks[number])?;
             }
@@ -211,7 +222,7 @@ impl Store for VolatileStore {
     }
 
     fn read(&self, at: Pgoff, buffer: &mut [u8]) -> io::Result<()> {
-        self.power.check(self.number)?;
+        self.power.read(self.number)?;
         self.memory.read(at, buffer)
     }
 
