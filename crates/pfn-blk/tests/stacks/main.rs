@@ -9,6 +9,7 @@ mod crashes;
 mod faults;
 mod lifetimes;
 mod mirror;
+mod mirror_log;
 mod model;
 mod power;
 mod snapshot;

@@ -4,29 +4,28 @@
 
 use std::io;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::mpsc::Receiver;
 use std::sync::{Arc, Mutex};
 use std::thread;
 use std::time::Duration;
 
 use pfn_blk::LegState::{Failed, Healthy, Recovering};
 use pfn_blk::{
-    Access, BioError, FileStore, HookedStore, InSync, InvalidMetadata, InvalidMirror, LegState,
-    MemoryStore, Mirror, MirrorLog, Pagemap, PfnSpace, Pgoff, Region, StoreOperation, Target,
+    Access, BioError, FileStore, HookedStore, InSync, InvalidMirror, LegState, MemoryStore, Mirror,
+    MirrorLog, Pagemap, PfnSpace, Pgoff, Region, StoreOperation, Target,
 };
-use proptest::prelude::*;
-use proptest::sample::Index;
 
 use crate::model::{fill, range};
 use crate::stack::{nr_pages, read};
 
 /// A leg of 16 pages, or a log of 2.
-struct Part {
-    pagemap: Arc<Pagemap>,
-    control: Arc<Control>,
+pub(crate) struct Part {
+    pub(crate) pagemap: Arc<Pagemap>,
+    pub(crate) control: Arc<Control>,
 }
 
 #[derive(Default)]
-struct Control {
+pub(crate) struct Control {
     is_broken: AtomicBool,
     /// Whether it syncs all the same: a sync that fails is never forgotten.
     syncs: AtomicBool,
@@ -46,12 +45,29 @@ enum Kind {
 }
 
 impl Control {
-    fn set_broken(&self, is_broken: bool) {
+    pub(crate) fn set_broken(&self, is_broken: bool) {
         self.is_broken.store(is_broken, Ordering::SeqCst);
     }
 
     fn meanwhile(&self, kind: Kind, act: impl FnOnce() + Send + 'static) {
         *self.meanwhile.lock().unwrap() = Some((kind, Box::new(act)));
+    }
+
+    /// Has another thread write to the first page, in the midst of the next operation of this
+    /// kind: it has to wait, and has time enough not to.
+    fn write_meanwhile(
+        &self,
+        kind: Kind,
+        region: &Arc<Region>,
+        byte: u8,
+    ) -> Receiver<Result<(), BioError>> {
+        let region = Arc::clone(region);
+        let (done, is_done) = std::sync::mpsc::channel();
+        self.meanwhile(kind, move || {
+            thread::spawn(move || done.send(write(&region, 0, byte)));
+            thread::sleep(Duration::from_millis(50));
+        });
+        is_done
     }
 
     fn take_written(&self) -> Vec<u64> {
@@ -80,17 +96,17 @@ impl Control {
 }
 
 /// Two legs and a log.
-struct Parts {
-    legs: [Part; 2],
-    log: Part,
+pub(crate) struct Parts {
+    pub(crate) legs: [Part; 2],
+    pub(crate) log: Part,
 }
 
-const LEG_PAGES: u64 = 16;
+pub(crate) const LEG_PAGES: u64 = 16;
 /// Pages of a region.
-const REGION: u64 = 2;
+pub(crate) const REGION: u64 = 2;
 
 impl Parts {
-    fn new() -> Self {
+    pub(crate) fn new() -> Self {
         let mut space = PfnSpace::new();
         let mut part = |name, pages| {
             let control = Arc::new(Control::default());
@@ -103,7 +119,7 @@ impl Parts {
         Self { legs, log: part("log", 2) }
     }
 
-    fn try_open(&self, in_sync: InSync) -> Result<(Arc<Mirror>, Region), InvalidMirror> {
+    pub(crate) fn try_open(&self, in_sync: InSync) -> Result<(Arc<Mirror>, Region), InvalidMirror> {
         let leg = |part: &Part| (Arc::clone(&part.pagemap) as Arc<dyn Target>, Pgoff::ZERO);
         let device = Some(Arc::clone(&self.log.pagemap) as Arc<dyn Target>);
         let log = MirrorLog { device, region: nr_pages(REGION), in_sync };
@@ -113,7 +129,7 @@ impl Parts {
         Ok((mirror, region))
     }
 
-    fn open(&self, in_sync: InSync) -> (Arc<Mirror>, Region) {
+    pub(crate) fn open(&self, in_sync: InSync) -> (Arc<Mirror>, Region) {
         self.try_open(in_sync).unwrap()
     }
 
@@ -126,11 +142,11 @@ impl Parts {
     }
 }
 
-fn states(mirror: &Mirror) -> Vec<LegState> {
+pub(crate) fn states(mirror: &Mirror) -> Vec<LegState> {
     mirror.status().legs
 }
 
-fn write(region: &Region, page: u64, byte: u8) -> Result<(), BioError> {
+pub(crate) fn write(region: &Region, page: u64, byte: u8) -> Result<(), BioError> {
     region.write(range(page, 1), &fill(&[byte]))
 }
 
@@ -252,13 +268,7 @@ fn writes_to_one_page_reach_the_legs_in_one_order() {
     let [_, two] = parts.controls();
     let (_, region) = parts.open(InSync::Yes);
     let region = Arc::new(region);
-    let writer = Arc::clone(&region);
-    let (done, is_done) = std::sync::mpsc::channel();
-    two.meanwhile(Kind::Write, move || {
-        thread::spawn(move || done.send(write(&writer, 0, 2)));
-        // It has to wait; if it did not, this is time enough for it.
-        thread::sleep(Duration::from_millis(50));
-    });
+    let is_done = two.write_meanwhile(Kind::Write, &region, 2);
     write(&region, 0, 1).unwrap();
     is_done.recv().unwrap().unwrap();
     assert_eq!(read_page(&region, 0).unwrap(), 2);
@@ -301,13 +311,7 @@ fn write_to_a_region_that_is_copied_reaches_all_legs() {
     let [one, _] = parts.controls();
     let (mirror, region) = parts.open(InSync::No);
     let region = Arc::new(region);
-    let writer = Arc::clone(&region);
-    let (done, is_done) = std::sync::mpsc::channel();
-    one.meanwhile(Kind::Read, move || {
-        thread::spawn(move || done.send(write(&writer, 0, 1)));
-        // It has to wait; if it did not, this is time enough for it.
-        thread::sleep(Duration::from_millis(50));
-    });
+    let is_done = one.write_meanwhile(Kind::Read, &region, 1);
     mirror.resync().unwrap();
     is_done.recv().unwrap().unwrap();
     assert_eq!(read_page(&region, 0).unwrap(), 1);
@@ -487,98 +491,6 @@ fn legs_and_logs_that_make_no_mirror_are_refused() {
     let refused = refusal(&[two_pages_of_bits; 2], Some(2), 1, two_pages_of_bits);
     let InvalidMirror::SmallLog { least, .. } = refused else { panic!("{refused}") };
     assert_eq!(least.get(), 3);
-}
-
-#[test]
-fn log_of_another_mirror_is_refused() {
-    let parts = Parts::new();
-    let (_, region) = parts.open(InSync::Yes);
-    write(&region, 0, 1).unwrap();
-    drop(region);
-    let open = |region, pages| {
-        let leg = |part: &Part| (Arc::clone(&part.pagemap) as Arc<dyn Target>, Pgoff::ZERO);
-        let device = Some(Arc::clone(&parts.log.pagemap) as Arc<dyn Target>);
-        let log = MirrorLog { device, region: nr_pages(region), in_sync: InSync::AsLogged };
-        let refused = Mirror::open(parts.legs.iter().map(leg).collect(), log, nr_pages(pages));
-        refused.unwrap_err().to_string()
-    };
-    assert!(open(REGION, 8).ends_with("it was made with size in pages 16, not 8"));
-    assert!(open(1, LEG_PAGES).ends_with("it was made with region size in pages 2, not 1"));
-}
-
-proptest! {
-    /// Whatever is done to a log that was good: it is refused, or it still says all that it did.
-    #[test]
-    fn damaged_log_is_refused_or_says_too_much(
-        written in prop::collection::vec(0..LEG_PAGES, 0..6),
-        drops in any::<bool>(),
-        at in any::<Index>(),
-        len in 1..600usize,
-        with in prop::option::of(any::<u8>()),
-    ) {
-        let parts = Parts::new();
-        let (mirror, region) = parts.open(InSync::Yes);
-        for page in &written {
-            write(&region, *page, 1).unwrap();
-        }
-        parts.legs[1].control.set_broken(drops);
-        write(&region, 0, 1).unwrap();
-        parts.legs[1].control.set_broken(false);
-        drop((mirror, region));
-        let (mirror, _) = parts.open(InSync::AsLogged);
-        let (states_before, stale_before) = (states(&mirror), mirror.status().stale);
-        drop(mirror);
-
-        let log = Region::try_new(Arc::clone(&parts.log.pagemap) as Arc<dyn Target>).unwrap();
-        let mut bytes = read(&*parts.log.pagemap);
-        // Where something stands.
-        let at = [0, 4096][at.index(2)] + at.index(1024);
-        let end = (at + len).min(bytes.len());
-        bytes[at..end].iter_mut().for_each(|byte| *byte = with.unwrap_or(!*byte));
-        log.write(log.pages(), &bytes).unwrap();
-        drop(log);
-        if let Ok((mirror, _)) = parts.try_open(InSync::AsLogged) {
-            prop_assert!(mirror.status().stale >= stale_before);
-            prop_assert_eq!(states(&mirror), states_before);
-        }
-    }
-}
-
-#[test]
-fn damaged_bitmap_has_all_its_regions_copied() {
-    let parts = Parts::new();
-    let (_, region) = parts.open(InSync::Yes);
-    write(&region, 0, 1).unwrap();
-    drop(region);
-    let log = Region::try_new(Arc::clone(&parts.log.pagemap) as Arc<dyn Target>).unwrap();
-    let mut bytes = read(&*parts.log.pagemap);
-    bytes[4096] = 0;
-    log.write(log.pages(), &bytes).unwrap();
-    drop(log);
-    let (mirror, _) = parts.open(InSync::AsLogged);
-    assert_eq!((mirror.status().stale, states(&mirror)), (8, vec![Healthy, Recovering]));
-}
-
-#[test]
-fn damaged_header_is_refused_by_what_is_wrong() {
-    let refused = |damage: &dyn Fn(&mut [u8])| {
-        let parts = Parts::new();
-        let (_, region) = parts.open(InSync::Yes);
-        write(&region, 0, 1).unwrap();
-        drop(region);
-        let log = Region::try_new(Arc::clone(&parts.log.pagemap) as Arc<dyn Target>).unwrap();
-        let mut bytes = read(&*parts.log.pagemap);
-        damage(&mut bytes);
-        log.write(log.pages(), &bytes).unwrap();
-        drop(log);
-        match parts.try_open(InSync::AsLogged) {
-            Err(InvalidMirror::Metadata(error)) => error,
-            other => panic!("{:?}", other.map(|(mirror, _)| mirror)),
-        }
-    };
-    assert!(matches!(refused(&|bytes| bytes[0] ^= 1), InvalidMetadata::Foreign(_)));
-    assert!(matches!(refused(&|bytes| bytes[20] ^= 1), InvalidMetadata::Header));
-    assert!(matches!(refused(&|bytes| bytes[..4096].fill(0)), InvalidMetadata::HeaderLost));
 }
 
 /// Writers, a resync and legs that come and go, all at once.

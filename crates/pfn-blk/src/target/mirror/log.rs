@@ -212,9 +212,9 @@ impl Log {
         self.stale.count_ones(..) as u64
     }
 
-    /// The regions that are.
-    pub(super) fn stale(&self) -> Vec<u64> {
-        self.stale.ones().map(|region| region as u64).collect()
+    /// The first region from `from` on that is.
+    pub(super) fn next_stale(&self, from: u64) -> Option<u64> {
+        (from..self.geometry.regions()).find(|region| self.stale.contains(index(*region)))
     }
 
     /// Writes to `regions` are about to begin, with the legs `behind` behind. Where `missed`, a

@@ -17,7 +17,7 @@ use super::{InvalidLinear, Linear, Target, access_of};
 use crate::bio::{BioError, BioVec, Buffer, Direction};
 use crate::claim::{Claim, Claimed};
 use crate::extent::{Extent, NotDirect, NotDirectReason};
-use crate::page::{NrPages, Pgoff, PgoffRange};
+use crate::page::{InvalidPages, NrPages, Pgoff, PgoffRange};
 use crate::pagemap::Pagemap;
 use crate::persist::{PersistError, SyncPoint, SyncSet, persist_all};
 use crate::store::Access;
@@ -45,6 +45,9 @@ pub enum InvalidMirror {
         #[source]
         source: InvalidLinear,
     },
+    /// A leg's first page that is too large a number.
+    #[error(transparent)]
+    Pages(#[from] InvalidPages),
     /// More regions than can be kept track of.
     #[error("with regions of {0} there are more than 2^27; choose larger regions")]
     SmallRegion(NrPages),
@@ -258,8 +261,7 @@ impl Mirror {
             return Err(InvalidMirror::Legs(count));
         }
         let legs = legs.into_iter().enumerate().map(|(leg, (beneath, start))| {
-            let pages = PgoffRange::try_new(start, nr_pages);
-            let pages = pages.unwrap_or_else(|_| beneath.pages());
+            let pages = PgoffRange::try_new(start, nr_pages)?;
             Linear::try_new(beneath, pages).map_err(|source| InvalidMirror::Leg { leg, source })
         });
         let legs = legs.collect::<Result<Vec<_>, _>>()?;
@@ -314,14 +316,12 @@ impl Mirror {
         if self.access() == Access::ReadOnly {
             return Err(BioError::ReadOnly { store: "the mirror".to_owned() });
         }
-        let stale = {
-            let log = lock(&self.log);
+        {
+            let _log = lock(&self.log);
             let States { failed, recovering } = self.states();
             self.set_states(States { failed: 0, recovering: recovering | failed });
-            log.stale()
-        };
-        let copied = stale.iter().try_for_each(|region| self.copy_region(*region));
-        let done = copied.and_then(|()| Ok(self.sync()?));
+        }
+        let done = self.copy_regions().and_then(|()| Ok(self.sync()?));
         {
             let mut log = lock(&self.log);
             let States { failed, recovering } = self.states();
@@ -334,6 +334,17 @@ impl Mirror {
             done?;
         }
         Ok(self.status())
+    }
+
+    /// Copies all regions that are stale.
+    fn copy_regions(&self) -> Result<(), BioError> {
+        let next = |from| lock(&self.log).next_stale(from);
+        let mut from = 0;
+        while let Some(region) = next(from) {
+            self.copy_region(region)?;
+            from = region + 1;
+        }
+        Ok(())
     }
 
     fn copy_region(&self, region: u64) -> Result<(), BioError> {
