@@ -89,7 +89,15 @@ fn extents(criterion: &mut Criterion) {
 /// Pages of each file that bios go to.
 const PAGES: u64 = 1 << 13;
 
-/// Files of ones, as stores.
+/// A region, and the files that hold what its bios move, for raw I/O on the same pages.
+struct Case {
+    name: &'static str,
+    region: Region,
+    files: Vec<File>,
+    /// Where in them the region's pages begin.
+    offset: u64,
+}
+
 struct Files(tempfile::TempDir, PfnSpace);
 
 impl Files {
@@ -102,86 +110,90 @@ impl Files {
         self.1.add(Box::new(store)).unwrap()
     }
 
+    /// Of ones, so that all of it is there.
     fn full(&mut self, name: &str) -> Arc<dyn Target> {
-        let path = self.0.path().join(name);
         let bytes = usize::try_from(nr_pages(PAGES).bytes()).unwrap();
-        std::fs::write(&path, vec![1; bytes]).unwrap();
-        let (store, _) = FileStore::open_sized(&path, nr_pages(PAGES)).unwrap();
-        self.1.add(Box::new(store)).unwrap()
+        std::fs::write(self.0.path().join(name), vec![1; bytes]).unwrap();
+        self.blank(name, PAGES)
     }
 
-    /// A snapshot in chunks of 16 KiB, as it is after some use if `changed`.
-    fn snapshot(&mut self, name: &str, changed: bool) -> Region {
-        let origin = self.full(&format!("{name} origin"));
-        let cow = self.blank(&format!("{name} cow"), PAGES * 2);
-        let snapshot = Snapshot::open(origin, cow, nr_pages(4), nr_pages(PAGES)).unwrap();
-        let region = Region::try_new(Arc::new(snapshot)).unwrap();
-        if changed {
-            let buffer = vec![1; usize::try_from(nr_pages(PAGES).bytes()).unwrap()];
-            region.write(region.pages(), &buffer).unwrap();
-        }
-        region
+    fn linear(&mut self) -> Case {
+        let region = Region::try_new(table(vec![linear(self.full("file"))])).unwrap();
+        Case { name: "linear", region, files: vec![self.raw("file")], offset: 0 }
     }
 
-    /// A mirror of two legs in regions of 512 KiB.
-    fn mirror(&mut self) -> Region {
+    /// Two legs, in regions of 512 KiB.
+    fn mirror(&mut self) -> Case {
         let legs = ["leg", "other leg"].map(|leg| (self.full(leg), Pgoff::ZERO));
         let device = Some(self.blank("log", 2));
         let log = MirrorLog { device, region: nr_pages(128), in_sync: InSync::Yes };
         let mirror = Mirror::open(legs.into(), log, nr_pages(PAGES)).unwrap();
-        Region::try_new(Arc::new(mirror)).unwrap()
+        let region = Region::try_new(Arc::new(mirror)).unwrap();
+        let files = ["leg", "other leg"].map(|leg| self.raw(leg)).into();
+        Case { name: "mirror", region, files, offset: 0 }
+    }
+
+    /// In chunks of 16 KiB, none of them changed, or all.
+    fn snapshot(&mut self, name: &'static str, changed: bool) -> Case {
+        let (origin, cow) = (format!("{name} origin"), format!("{name} cow"));
+        let chunk = nr_pages(4);
+        let targets = (self.full(&origin), self.blank(&cow, PAGES * 2));
+        let snapshot = Snapshot::open(targets.0, targets.1, chunk, nr_pages(PAGES)).unwrap();
+        let region = Region::try_new(Arc::new(snapshot)).unwrap();
+        if !changed {
+            return Case { name, region, files: vec![self.raw(&origin)], offset: 0 };
+        }
+        let buffer = vec![1; usize::try_from(nr_pages(PAGES).bytes()).unwrap()];
+        region.write(region.pages(), &buffer).unwrap();
+        // Behind the header and the map, a chunk each, in one area.
+        Case { name, region, files: vec![self.raw(&cow)], offset: 2 * chunk.bytes() }
     }
 }
 
 fn bios(criterion: &mut Criterion) {
     let mut files = Files(tempfile::tempdir().unwrap(), PfnSpace::new());
-    let linear = linear(files.full("file"));
-    let regions = [
-        ("linear", Region::try_new(table(vec![linear])).unwrap()),
-        ("mirror", files.mirror()),
-        ("snapshot, unchanged", files.snapshot("unchanged", false)),
-        ("snapshot, changed", files.snapshot("changed", true)),
+    let cases = [
+        files.linear(),
+        files.mirror(),
+        files.snapshot("snapshot, unchanged", false),
+        files.snapshot("snapshot, changed", true),
     ];
-    let (raw, second) = (files.raw("file"), files.raw("other leg"));
-
-    for count in [1, 256] {
+    // Pages here and there, and large runs one behind another.
+    for (count, step) in [(1, 1021), (256, 256)] {
         let mut buffer = vec![0; usize::try_from(nr_pages(count).bytes()).unwrap()];
         let mut page = 0;
         let mut next = move || {
-            page = (page + 1021 * count) % (PAGES - count);
+            page = (page + step) % (PAGES - count + 1) / count * count;
             page
         };
-        let mut group = criterion.benchmark_group(format!("read {} KiB", count * 4));
-        group.throughput(Throughput::Bytes(count * 4096));
-        group.bench_function("pread", |bencher| {
-            bencher.iter(|| raw.read_exact_at(&mut buffer, next() * 4096).unwrap());
-        });
-        for (name, region) in &regions {
-            group.bench_function(*name, |bencher| {
+        for Case { name, region, files, offset } in &cases {
+            let mut group = criterion.benchmark_group(format!("{name}, read {} KiB", count * 4));
+            group.throughput(Throughput::Bytes(count * 4096));
+            group.bench_function("raw", |bencher| {
+                let file = &files[0];
+                bencher.iter(|| file.read_exact_at(&mut buffer, offset + next() * 4096).unwrap());
+            });
+            group.bench_function("bio", |bencher| {
                 bencher.iter(|| region.read(range(next(), count), &mut buffer).unwrap());
             });
+            group.finish();
         }
-        group.finish();
-
-        let mut group = criterion.benchmark_group(format!("write {} KiB", count * 4));
-        group.throughput(Throughput::Bytes(count * 4096));
-        group.bench_function("pwrite", |bencher| {
-            bencher.iter(|| raw.write_all_at(&buffer, next() * 4096).unwrap());
-        });
-        group.bench_function("pwrite to two files", |bencher| {
-            bencher.iter(|| {
-                let at = next() * 4096;
-                raw.write_all_at(&buffer, at).unwrap();
-                second.write_all_at(&buffer, at).unwrap();
-            });
-        });
         // A snapshot that is written is not unchanged any more.
-        for (name, region) in regions.iter().filter(|(name, _)| !name.contains("unchanged")) {
-            group.bench_function(*name, |bencher| {
+        let written = cases.iter().filter(|case| case.name != "snapshot, unchanged");
+        for Case { name, region, files, offset } in written {
+            let mut group = criterion.benchmark_group(format!("{name}, write {} KiB", count * 4));
+            group.throughput(Throughput::Bytes(count * 4096));
+            group.bench_function("raw", |bencher| {
+                bencher.iter(|| {
+                    let at = offset + next() * 4096;
+                    files.iter().for_each(|file| file.write_all_at(&buffer, at).unwrap());
+                });
+            });
+            group.bench_function("bio", |bencher| {
                 bencher.iter(|| region.write(range(next(), count), &buffer).unwrap());
             });
+            group.finish();
         }
-        group.finish();
     }
 }
 
