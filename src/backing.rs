@@ -12,9 +12,9 @@ use pfn_blk::{
     Snapshot, StoreSet,
 };
 use tracing::info;
-use vhost_pmem::{InvalidWindow, check_size};
+use vhost_pmem::{InvalidWindow, Window, check_size};
 
-use crate::cli::BackingArgs;
+use crate::cli::{BackingArgs, WindowArg};
 use crate::size::ByteSize;
 
 /// What is to be served.
@@ -28,7 +28,7 @@ pub(crate) fn open(args: &BackingArgs) -> anyhow::Result<Backing> {
     match (&args.file, &args.table) {
         (Some(path), _) => {
             let store = StoreSet::default()
-                .add(open_file(path, args.size)?)
+                .add(open_file(path, args.size, args.window)?)
                 .with_context(|| format!("cannot serve {}", path.display()))?;
             let stores = vec![Arc::clone(&store)];
             Ok(Backing { region: Region::try_new(store)?, stores })
@@ -38,7 +38,7 @@ pub(crate) fn open(args: &BackingArgs) -> anyhow::Result<Backing> {
     }
 }
 
-fn open_file(path: &Path, size: Option<ByteSize>) -> anyhow::Result<FileStore> {
+fn open_file(path: &Path, size: Option<ByteSize>, window: WindowArg) -> anyhow::Result<FileStore> {
     let shown = path.display();
     let Some(size) = size else {
         return FileStore::open(path, Access::ReadWrite).map_err(|error| {
@@ -53,7 +53,9 @@ fn open_file(path: &Path, size: Option<ByteSize>) -> anyhow::Result<FileStore> {
     };
     let pages = NrPages::try_from_bytes(size.0).with_context(|| format!("--size {}", size.0))?;
     // Before the file is made or grown for nothing.
-    check_size(pages).map_err(|error| anyhow!("--size {}: {error}", size.0))?;
+    if !matches!(window, WindowArg::Served) {
+        check_size(pages).map_err(|error| anyhow!("--size {}: {error}", size.0))?;
+    }
     let (store, sizing) =
         FileStore::open_sized(path, pages).with_context(|| format!("cannot serve {shown}"))?;
     match sizing {
@@ -89,17 +91,48 @@ pub(crate) fn open_table(path: &Path) -> anyhow::Result<OpenedTable> {
     open().with_context(|| format!("table {}", path.display()))
 }
 
+/// The window of a region of `size`, in words.
+pub(crate) fn describe(window: &Window, size: NrPages) -> String {
+    match window {
+        Window::Direct { mappings } => format!("direct, in {mappings} mappings"),
+        Window::Served { because, size: shown } => {
+            let because = because.as_ref().map(|error| format!(", because {}", chain(error)));
+            let tail = (*shown > size)
+                .then(|| format!("; behind its end are zeroes, up to {}", ByteSize(shown.bytes())));
+            format!("served{}{}", because.unwrap_or_default(), tail.unwrap_or_default())
+        }
+    }
+}
+
+/// An error and what caused it.
+fn chain(error: &dyn std::error::Error) -> String {
+    match error.source() {
+        Some(source) => format!("{error}: {}", chain(source)),
+        None => error.to_string(),
+    }
+}
+
 /// Adds to a refusal what the user can do about it, to the file or else the table.
 pub(crate) fn explain(error: InvalidWindow, is_file: bool) -> anyhow::Error {
     let mend = match (&error, is_file) {
         (InvalidWindow::NotPowerOfTwo { next, .. }, true) => format!(
-            "; give --size {next} to grow the file, sparsely and without touching what is in it"
+            "; give --size {next} to grow the file, sparsely and without touching what is in it, or \
+             --window served, which shows zeroes behind its end"
         ),
         (InvalidWindow::NotPowerOfTwo { next, .. }, false) => format!(
-            "; let the table end at sector {}, with a further file for what is missing",
+            "; let the table end at sector {}, with a further file for what is missing, or give \
+             --window served, which shows zeroes behind its end",
             next / 512
         ),
-        (InvalidWindow::Scattered, _) => "; join fewer and larger pieces".to_owned(),
+        (InvalidWindow::Scattered, _) => {
+            "; join fewer and larger pieces, or give --window served".to_owned()
+        }
+        (
+            InvalidWindow::NotDirect(_)
+            | InvalidWindow::ReadOnly { .. }
+            | InvalidWindow::Misaligned { .. },
+            _,
+        ) => "; give --window served".to_owned(),
         _ => String::new(),
     };
     anyhow!("{:#}{mend}", anyhow!(error))

@@ -11,7 +11,7 @@ use pfn_blk::{
     Access, Extent, LegState, MirrorStatus, NotDirect, NrPages, PAGE_SIZE, Pgoff, Region,
     SnapshotUsage, Store,
 };
-use vhost_pmem::Device;
+use vhost_pmem::WindowChoice;
 
 use crate::backing::{self, Backing, OpenedTable};
 use crate::size::ByteSize;
@@ -20,7 +20,7 @@ use crate::size::ByteSize;
 const SHOWN_MAX: usize = 64;
 
 /// Prints the stack, its extents, and how it would be served; an error if it could not be.
-pub(crate) fn run(path: &Path, out: &mut impl Write) -> anyhow::Result<()> {
+pub(crate) fn run(path: &Path, choice: WindowChoice, out: &mut impl Write) -> anyhow::Result<()> {
     let opened = backing::open_table(path)?;
     let Backing { region, stores } = &opened.backing;
     let size = region.nr_pages();
@@ -32,8 +32,8 @@ pub(crate) fn run(path: &Path, out: &mut impl Write) -> anyhow::Result<()> {
     for store in stores {
         print_store(store.store(), out)?;
     }
-    match Device::try_new(opened.backing.region) {
-        Ok(device) => writeln!(out, "window: direct, in {} mappings", device.extents())?,
+    match vhost_pmem::choose(region, choice) {
+        Ok(window) => writeln!(out, "window: {}", backing::describe(&window, size))?,
         Err(error) => {
             writeln!(out, "window: none")?;
             return Err(backing::explain(error, false).context("cannot be served"));

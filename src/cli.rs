@@ -5,8 +5,9 @@
 use std::os::fd::RawFd;
 use std::path::PathBuf;
 
-use clap::{Args, Parser, Subcommand};
+use clap::{Args, Parser, Subcommand, ValueEnum};
 use tracing::level_filters::LevelFilter;
+use vhost_pmem::WindowChoice;
 
 use crate::size::ByteSize;
 
@@ -43,6 +44,10 @@ pub(crate) enum Command {
         /// The table
         #[arg(long, value_name = "FILE")]
         table: PathBuf,
+
+        /// The window that is asked for: auto, direct or served
+        #[arg(long, value_name = "WINDOW", value_enum, default_value_t)]
+        window: WindowArg,
     },
 }
 
@@ -74,6 +79,30 @@ pub(crate) struct BackingArgs {
     /// "0 524288 linear PATH 0", in 512-byte sectors; "vhost-pmemd check" tells whether it can be served
     #[arg(long, value_name = "FILE")]
     pub(crate) table: Option<PathBuf>,
+
+    /// How the guest reaches it: direct, by mapping the files' own pages; served, by mapping a file
+    /// of the daemon's, which tables with mirrors and snapshots need; or auto, which is direct where
+    /// that is possible
+    #[arg(long, value_name = "WINDOW", value_enum, default_value_t)]
+    pub(crate) window: WindowArg,
+}
+
+#[derive(Debug, Clone, Copy, Default, ValueEnum)]
+pub(crate) enum WindowArg {
+    #[default]
+    Auto,
+    Direct,
+    Served,
+}
+
+impl From<WindowArg> for WindowChoice {
+    fn from(arg: WindowArg) -> Self {
+        match arg {
+            WindowArg::Auto => Self::Auto,
+            WindowArg::Direct => Self::Direct,
+            WindowArg::Served => Self::Served,
+        }
+    }
 }
 
 #[cfg(test)]

@@ -39,7 +39,9 @@ fn main() -> ExitCode {
         .with_writer(stderr)
         .init();
     let result = match &cli.command {
-        Some(Command::Check { table }) => check::run(table, &mut stdout().lock()),
+        Some(Command::Check { table, window }) => {
+            check::run(table, (*window).into(), &mut stdout().lock())
+        }
         None => serve(&cli),
     };
     match result {
@@ -54,15 +56,18 @@ fn main() -> ExitCode {
 fn serve(cli: &Cli) -> anyhow::Result<()> {
     let endpoint = Endpoint::open(&cli.endpoint)?;
     let Backing { region, stores } = backing::open(&cli.backing)?;
-    let size = ByteSize(region.nr_pages().bytes());
+    let nr_pages = region.nr_pages();
+    let size = ByteSize(nr_pages.bytes());
     let is_file = cli.backing.file.is_some();
-    let device = Device::try_new(region).map_err(|error| backing::explain(error, is_file))?;
+    let device = Device::try_new(region, cli.backing.window.into())
+        .map_err(|error| backing::explain(error, is_file))?;
     let device = Arc::new(device);
     for store in stores.iter().map(|pagemap| pagemap.store()).filter(|one| !one.is_persistent()) {
         warn!(store = store.name(), "in memory: all that is flushed is lost without power");
     }
     shutdown::on_signal(Arc::clone(&device), &endpoint).context("cannot set up signals")?;
-    info!(%size, extents = device.extents(), socket = %endpoint, "waiting for a frontend");
+    let window = backing::describe(device.window(), nr_pages);
+    info!(%size, %window, socket = %endpoint, "waiting for a frontend");
     loop {
         device.serve_next(endpoint.listener()?)?;
         if endpoint.is_single() {

@@ -29,6 +29,7 @@ pub(crate) fn on_signal(device: Arc<Device>, endpoint: &Endpoint) -> io::Result<
         let signal = signals.forever().next();
         info!(signal, "ending");
         let _answered = device.quiesce();
+        device.write_back();
         unlink();
         std::process::exit(0);
     })?;

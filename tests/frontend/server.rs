@@ -9,7 +9,7 @@ use std::thread;
 
 use pfn_blk::{MemoryStore, NrPages, Pfn, PfnSpace, Region, StoreSet, Target, table};
 use tempfile::TempDir;
-use vhost_pmem::Device;
+use vhost_pmem::{Device, WindowChoice};
 
 use crate::store::{Control, controlled_store};
 
@@ -21,7 +21,9 @@ pub(crate) struct Server {
 
 impl Server {
     fn new(dir: TempDir, target: Arc<dyn Target>) -> Self {
-        let device = Arc::new(Device::try_new(Region::try_new(target).unwrap()).unwrap());
+        let device = Arc::new(
+            Device::try_new(Region::try_new(target).unwrap(), WindowChoice::Auto).unwrap(),
+        );
         let server = Self { dir, device: Arc::clone(&device) };
         let listener = UnixListener::bind(server.socket()).unwrap();
         thread::spawn(move || while device.serve_next(listener.try_clone().unwrap()).is_ok() {});

@@ -11,14 +11,17 @@ use pfn_blk::{PersistError, Region};
 use tracing::{error, info, warn};
 
 use crate::request::Request;
+use crate::served;
 use crate::spec::{RequestType, Status};
 use crate::throttle::Throttle;
-use crate::window::{self, InvalidWindow};
+use crate::window::{self, InvalidWindow, Window, WindowChoice};
 
 /// A persistent memory device. Outlives frontends, which come and go.
 pub struct Device {
+    /// What frontends map, and guests flush: the user's region, or a file that it is served
+    /// through.
     region: Region,
-    extents: usize,
+    window: Window,
     /// Held by whoever has taken requests and not answered all of them yet.
     batch: Mutex<()>,
     /// Limits what a guest can have logged, of what went wrong and of what went well.
@@ -27,26 +30,39 @@ pub struct Device {
 }
 
 impl Device {
-    /// The device that shows `region` through a direct window.
-    pub fn try_new(region: Region) -> Result<Self, InvalidWindow> {
-        let extents = window::check(&region)?;
+    /// The device that shows `region`, in a window as `choice` says.
+    pub fn try_new(region: Region, choice: WindowChoice) -> Result<Self, InvalidWindow> {
+        let window = window::choose(&region, choice)?;
+        let region = match window {
+            Window::Direct { .. } => region,
+            Window::Served { size, .. } => served::region(region, size)?,
+        };
         Ok(Self {
             region,
-            extents,
+            window,
             batch: Mutex::new(()),
             warnings: Throttle::new(),
             activations: Throttle::new(),
         })
     }
 
-    /// What it shows.
+    /// What frontends map.
     pub fn region(&self) -> &Region {
         &self.region
     }
 
-    /// How many mappings a frontend makes of it.
-    pub fn extents(&self) -> usize {
-        self.extents
+    /// How it shows its region.
+    pub fn window(&self) -> &Window {
+        &self.window
+    }
+
+    /// Brings to the region what a guest has stored and not flushed. Through a direct window it is
+    /// there already; what stands in a served one is gone with this process.
+    pub fn write_back(&self) {
+        if let Window::Served { .. } = self.window {
+            // A failure is logged; nobody waits for the answer.
+            let _ = self.flush();
+        }
     }
 
     /// Waits until every request that was taken is answered; none is taken while the guard lives.
@@ -57,8 +73,12 @@ impl Device {
     /// Logs that a guest's mapping was made.
     pub(crate) fn log_activation(&self, took: Duration) {
         if let Some(suppressed) = self.activations.admit() {
-            let (extents, suppressed) = (self.extents, NonZeroU64::new(suppressed));
-            info!(extents, ?took, suppressed, "guest activated the device; its pages are mapped");
+            let suppressed = NonZeroU64::new(suppressed);
+            let mappings = match self.window {
+                Window::Direct { mappings } => mappings,
+                Window::Served { .. } => 1,
+            };
+            info!(mappings, ?took, suppressed, "guest activated the device; its pages are mapped");
         }
     }
 

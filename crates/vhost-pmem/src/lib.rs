@@ -41,11 +41,13 @@ mod mapping;
 mod negotiation;
 mod queue;
 mod request;
+mod served;
 mod server;
 pub mod spec;
 mod throttle;
 mod window;
 
 pub use device::Device;
+pub use served::ServeWindowError;
 pub use server::ServeError;
-pub use window::{EXTENTS_MAX, InvalidWindow, check_size};
+pub use window::{EXTENTS_MAX, InvalidWindow, Window, WindowChoice, check_size, choose};

@@ -51,6 +51,7 @@ impl Device {
         info!("frontend connected");
         let left = daemon.wait();
         connection.close();
+        self.write_back();
         match left {
             Ok(()) | Err(DaemonError::HandleRequest(VhostUserError::Disconnected)) => {
                 info!("frontend left");

@@ -1,17 +1,47 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
 
-//! The direct window: the frontend maps the stores' own pages, and the guest loads and stores
-//! there without us. Which regions can be shown that way.
+//! Windows: how a region reaches a guest, and which one it takes.
 
 use pfn_blk::{Access, Extent, NotDirect, NrPages, Pgoff, PgoffRange, Region};
 use thiserror::Error;
+
+use crate::served::ServeWindowError;
 
 /// More extents than this are refused: each is a mapping in the frontend and a memory slot of the
 /// guest.
 pub const EXTENTS_MAX: usize = 64;
 
-/// A region that the direct window can't show.
-#[derive(Debug, Clone, PartialEq, Eq, Error)]
+/// Which window a user asks for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum WindowChoice {
+    /// Direct where that is possible, else served.
+    #[default]
+    Auto,
+    /// The frontend maps the stores' own pages, and the guest loads and stores there without us.
+    Direct,
+    /// The frontend maps a file of ours, and what the guest stores comes to us at a flush.
+    Served,
+}
+
+/// How a region is to be shown.
+#[derive(Debug)]
+pub enum Window {
+    /// By mapping the stores' own pages.
+    Direct {
+        /// In so many mappings.
+        mappings: usize,
+    },
+    /// By mapping a file of ours.
+    Served {
+        /// Why not directly, if it can't be.
+        because: Option<InvalidWindow>,
+        /// The size of what is shown: behind the region there are zeroes, up to a power of two.
+        size: NrPages,
+    },
+}
+
+/// A region that can't be shown.
+#[derive(Debug, Error)]
 #[non_exhaustive]
 pub enum InvalidWindow {
     /// A size that QEMU can't present: a PCI BAR is a power of two, and QEMU aborts otherwise.
@@ -47,12 +77,18 @@ pub enum InvalidWindow {
         /// What it takes.
         alignment: NrPages,
     },
+    /// A size whose next power of two is too large.
+    #[error("the region is too large to be shown as a power of two")]
+    TooLarge,
+    /// A window that can't be served here.
+    #[error("the region can't be served")]
+    Served(#[from] ServeWindowError),
     /// Pages in too many pieces.
     #[error("the region lies in more than {EXTENTS_MAX} extents")]
     Scattered,
 }
 
-/// Checks that a region of this size can be shown; for whoever is about to make one.
+/// Checks that a region of this size can be shown directly; for whoever is about to make one.
 pub fn check_size(size: NrPages) -> Result<(), InvalidWindow> {
     let bytes = size.bytes();
     if !bytes.is_power_of_two() {
@@ -61,9 +97,30 @@ pub fn check_size(size: NrPages) -> Result<(), InvalidWindow> {
     Ok(())
 }
 
-/// Checks that `region` can be shown, and counts the mappings that takes.
-pub(crate) fn check(region: &Region) -> Result<usize, InvalidWindow> {
-    check_size(region.nr_pages())?;
+/// How `region` is to be shown, as the user asks and as it can be.
+pub fn choose(region: &Region, choice: WindowChoice) -> Result<Window, InvalidWindow> {
+    let direct = || {
+        let mappings = check_extents(region)?;
+        check_size(region.nr_pages())?;
+        Ok(Window::Direct { mappings })
+    };
+    let served = |because| {
+        let pages = region.nr_pages().get().next_power_of_two();
+        let size = NrPages::try_new(pages).map_err(|_| InvalidWindow::TooLarge)?;
+        Ok(Window::Served { because, size })
+    };
+    match (choice, direct()) {
+        (WindowChoice::Auto | WindowChoice::Direct, Ok(window)) => Ok(window),
+        // It would be shown with an end that can't be written; growing it is better.
+        (WindowChoice::Direct, Err(error))
+        | (WindowChoice::Auto, Err(error @ InvalidWindow::NotPowerOfTwo { .. })) => Err(error),
+        (WindowChoice::Auto | WindowChoice::Served, Err(error)) => served(Some(error)),
+        (WindowChoice::Served, Ok(_)) => served(None),
+    }
+}
+
+/// Checks that a frontend can map all pages of `region`, and counts the mappings that takes.
+fn check_extents(region: &Region) -> Result<usize, InvalidWindow> {
     let mut count = 0;
     for (_, extent) in extents(region).take(EXTENTS_MAX + 1) {
         let extent = extent.map_err(InvalidWindow::NotDirect)?;

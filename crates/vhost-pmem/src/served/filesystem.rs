@@ -1,0 +1,273 @@
+// SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
+
+//! The filesystem: one file, whose pages are bios of a region.
+
+use std::error::Error;
+use std::io;
+use std::num::NonZeroU64;
+use std::sync::Arc;
+use std::time::{Duration, SystemTime};
+
+use fuser::{
+    BsdFileFlags, Errno, FileAttr, FileHandle, FileType, Filesystem, FopenFlags, INodeNo,
+    KernelConfig, LockOwner, OpenFlags, ReplyAttr, ReplyData, ReplyEmpty, ReplyOpen, ReplyWrite,
+    Request, TimeOrNow, WriteFlags,
+};
+use pfn_blk::{BioError, NrPages, PAGE_SIZE, PersistError, Pgoff, PgoffRange, Region};
+use tracing::{error, warn};
+
+use crate::throttle::Throttle;
+
+/// The largest request. Its buffer is taken per thread, and touched as far as it is used.
+const REQUEST_BYTES: u32 = 1 << 20;
+/// How many requests of readahead and writeback the kernel may have under way.
+const BACKGROUND: u16 = 64;
+/// What the kernel knows of the file doesn't change behind its back.
+const FOR_EVER: Duration = Duration::from_secs(u32::MAX as u64);
+
+/// A file of `size`, whose first pages are those of a region; the rest reads as zeroes and can't
+/// be written.
+pub(super) struct RegionFile {
+    region: Arc<Region>,
+    attributes: FileAttr,
+    /// Limits what a guest can have logged.
+    failures: Throttle,
+}
+
+/// What is done with a part of the file.
+enum Part {
+    /// Pages of the region.
+    Region(PgoffRange),
+    /// Nothing but zeroes.
+    Tail,
+}
+
+impl RegionFile {
+    pub(super) fn new(region: Arc<Region>, size: NrPages) -> Self {
+        let attributes = FileAttr {
+            ino: INodeNo::ROOT,
+            size: size.bytes(),
+            blocks: size.bytes() / 512,
+            atime: SystemTime::UNIX_EPOCH,
+            mtime: SystemTime::UNIX_EPOCH,
+            ctime: SystemTime::UNIX_EPOCH,
+            crtime: SystemTime::UNIX_EPOCH,
+            kind: FileType::RegularFile,
+            perm: 0o600,
+            nlink: 1,
+            uid: rustix::process::geteuid().as_raw(),
+            gid: rustix::process::getegid().as_raw(),
+            rdev: 0,
+            blksize: REQUEST_BYTES,
+            flags: 0,
+        };
+        Self { region, attributes, failures: Throttle::new() }
+    }
+
+    /// `len` bytes from `offset` on, in the region and behind it; none if they aren't whole pages
+    /// of the file.
+    fn parts(&self, offset: u64, len: u64) -> Option<Vec<(Part, usize)>> {
+        if len == 0 {
+            return Some(Vec::new());
+        }
+        let pages = PgoffRange::try_new(
+            Pgoff::try_from_bytes(offset).ok()?,
+            NrPages::try_from_bytes(len).ok()?,
+        );
+        let pages = pages.ok().filter(|pages| pages.end() * PAGE_SIZE <= self.attributes.size)?;
+        let bytes = |pages: PgoffRange| usize::try_from(pages.nr_pages().bytes()).ok();
+        let mut parts = Vec::new();
+        let mut tail = Some(pages);
+        if let Some(inside) = pages.intersection(self.region.pages()) {
+            parts.push((Part::Region(inside), bytes(inside)?));
+            tail = pages.behind(inside);
+        }
+        if let Some(tail) = tail {
+            parts.push((Part::Tail, bytes(tail)?));
+        }
+        Some(parts)
+    }
+
+    fn read(&self, offset: u64, buffer: &mut [u8]) -> Result<(), Errno> {
+        let parts = self.parts(offset, buffer.len() as u64).ok_or(Errno::EINVAL)?;
+        let mut rest = buffer;
+        for (part, len) in parts {
+            let (front, behind) = rest.split_at_mut(len);
+            if let Part::Region(pages) = part {
+                self.region.read(pages, front).map_err(|error| self.failed("read", &error))?;
+            }
+            rest = behind;
+        }
+        Ok(())
+    }
+
+    fn write(&self, offset: u64, data: &[u8]) -> Result<(), Errno> {
+        let parts = self.parts(offset, data.len() as u64).ok_or(Errno::EINVAL)?;
+        let mut rest = data;
+        for (part, len) in parts {
+            let (front, behind) = rest.split_at(len);
+            match part {
+                Part::Region(pages) => {
+                    self.region
+                        .write(pages, front)
+                        .map_err(|error| self.failed("write", &error))?;
+                }
+                Part::Tail => return Err(self.failed("write", &BehindTheEnd)),
+            }
+            rest = behind;
+        }
+        Ok(())
+    }
+
+    /// Logs why pages could not be moved, which the kernel will not tell, and finds the number
+    /// for it.
+    fn failed(&self, what: &'static str, cause: &(dyn Error + 'static)) -> Errno {
+        if let Some(suppressed) = self.failures.admit() {
+            let suppressed = NonZeroU64::new(suppressed);
+            warn!(suppressed, cause, "cannot {what} pages of the served window");
+        }
+        errno(cause)
+    }
+}
+
+/// The guest wrote behind the region's end, in what is there to make its size a power of two.
+#[derive(Debug, thiserror::Error)]
+#[error("the guest wrote behind the region's end")]
+struct BehindTheEnd;
+
+/// The number that says most nearly what went wrong.
+fn errno(cause: &(dyn Error + 'static)) -> Errno {
+    match cause.downcast_ref::<BioError>() {
+        Some(BioError::Full { .. }) => Errno::ENOSPC,
+        Some(BioError::ReadOnly { .. }) => Errno::EROFS,
+        Some(BioError::Store { source, .. }) => {
+            source.raw_os_error().map_or(Errno::EIO, Errno::from_i32)
+        }
+        _ => Errno::EIO,
+    }
+}
+
+impl Filesystem for RegionFile {
+    fn init(&mut self, _request: &Request, config: &mut KernelConfig) -> io::Result<()> {
+        // What the kernel doesn't have it does without.
+        let _ = config.set_max_write(REQUEST_BYTES);
+        if let Err(most) = config.set_max_readahead(REQUEST_BYTES) {
+            let _ = config.set_max_readahead(most);
+        }
+        let _ = config.set_max_background(BACKGROUND);
+        Ok(())
+    }
+
+    fn getattr(
+        &self,
+        _request: &Request,
+        _inode: INodeNo,
+        _handle: Option<FileHandle>,
+        reply: ReplyAttr,
+    ) {
+        reply.attr(&FOR_EVER, &self.attributes);
+    }
+
+    fn setattr(
+        &self,
+        _request: &Request,
+        _inode: INodeNo,
+        mode: Option<u32>,
+        uid: Option<u32>,
+        gid: Option<u32>,
+        size: Option<u64>,
+        _atime: Option<TimeOrNow>,
+        _mtime: Option<TimeOrNow>,
+        _ctime: Option<SystemTime>,
+        _handle: Option<FileHandle>,
+        _crtime: Option<SystemTime>,
+        _chgtime: Option<SystemTime>,
+        _bkuptime: Option<SystemTime>,
+        _flags: Option<BsdFileFlags>,
+        reply: ReplyAttr,
+    ) {
+        // Times alone are the kernel's to keep; nothing else changes.
+        if mode.is_some() || uid.is_some() || gid.is_some() || size.is_some() {
+            return reply.error(Errno::EPERM);
+        }
+        reply.attr(&FOR_EVER, &self.attributes);
+    }
+
+    fn open(&self, _request: &Request, _inode: INodeNo, flags: OpenFlags, reply: ReplyOpen) {
+        if flags.0 & libc::O_TRUNC != 0 {
+            return reply.error(Errno::EPERM);
+        }
+        // The page cache is the guest's memory: an open must not empty it.
+        reply.opened(FileHandle(0), FopenFlags::FOPEN_KEEP_CACHE);
+    }
+
+    fn read(
+        &self,
+        _request: &Request,
+        _inode: INodeNo,
+        _handle: FileHandle,
+        offset: u64,
+        size: u32,
+        _flags: OpenFlags,
+        _lock_owner: Option<LockOwner>,
+        reply: ReplyData,
+    ) {
+        let left = self.attributes.size.saturating_sub(offset);
+        let len = u64::from(size).min(left);
+        let mut buffer = vec![0; usize::try_from(len).expect("no more than a request has")];
+        match Self::read(self, offset, &mut buffer) {
+            Ok(()) => reply.data(&buffer),
+            Err(errno) => reply.error(errno),
+        }
+    }
+
+    fn write(
+        &self,
+        _request: &Request,
+        _inode: INodeNo,
+        _handle: FileHandle,
+        offset: u64,
+        data: &[u8],
+        _write_flags: WriteFlags,
+        _flags: OpenFlags,
+        _lock_owner: Option<LockOwner>,
+        reply: ReplyWrite,
+    ) {
+        match Self::write(self, offset, data) {
+            Ok(()) => reply.written(u32::try_from(data.len()).expect("no more than a request has")),
+            Err(errno) => reply.error(errno),
+        }
+    }
+
+    fn flush(
+        &self,
+        _request: &Request,
+        _inode: INodeNo,
+        _handle: FileHandle,
+        _lock_owner: LockOwner,
+        reply: ReplyEmpty,
+    ) {
+        // Of a file that is closed. Only fsync says anything about durability.
+        reply.ok();
+    }
+
+    fn fsync(
+        &self,
+        _request: &Request,
+        _inode: INodeNo,
+        _handle: FileHandle,
+        _datasync: bool,
+        reply: ReplyEmpty,
+    ) {
+        match self.region.persist(self.region.pages()) {
+            Ok(()) => reply.ok(),
+            Err(cause) => {
+                // What failed earlier was logged then.
+                if !matches!(cause, PersistError::Failed { .. }) {
+                    error!(cause = &cause as &dyn Error, "cannot sync the served window");
+                }
+                reply.error(Errno::EIO);
+            }
+        }
+    }
+}

@@ -1,0 +1,216 @@
+// SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
+
+//! The served window: a region behind one file, for what can't be mapped itself.
+//!
+//! The file is on a FUSE mount of this process. The frontend maps it like any other, so its page
+//! cache is the guest's memory: the kernel reads pages when the guest touches them, knows which the
+//! guest has written to, and brings those to us at a sync.
+//!
+//! ```text
+//! guest's flush ─▶ queue thread ─▶ fdatasync(file) ─▶ dirty pages ─▶ WRITE ─▶ worker ─▶ region.write
+//!                       ▲                         └─▶ then FSYNC ─────▶ worker ─▶ region.persist
+//!                       └──────────────── done ◀───────────────────────────────────┘
+//! ```
+//!
+//! So the file is a [`Store`], and a region of that store is served as any other. The workers wait
+//! for nobody but the stores of the region; they never touch the file.
+
+mod filesystem;
+mod mount;
+mod workers;
+
+use std::fs::File;
+use std::io;
+use std::os::fd::{AsFd, BorrowedFd};
+use std::os::unix::fs::FileExt;
+use std::sync::Arc;
+use std::thread::JoinHandle;
+
+use pfn_blk::{Access, InvalidPages, NrPages, PfnSpace, Pgoff, Region, Store};
+use thiserror::Error;
+
+/// Why a region can't be served through a file.
+#[derive(Debug, Error)]
+#[non_exhaustive]
+pub enum ServeWindowError {
+    /// There is no FUSE to be had.
+    #[error(
+        "a served window needs FUSE: cannot open /dev/fuse; load the module fuse, or allow its use"
+    )]
+    Device(#[source] io::Error),
+    /// The kernel has none.
+    #[error("a served window needs FUSE, which this kernel doesn't have; load the module fuse")]
+    NoFuse,
+    /// The process must not mount.
+    #[error(
+        "a served window needs a FUSE mount, and this process must not mount; run it as root, or allow user namespaces"
+    )]
+    NotAllowed,
+    /// The mount failed.
+    #[error("cannot mount the file of a served window")]
+    Mount(#[source] io::Error),
+    /// The kernel and we don't understand each other.
+    #[error("cannot begin to serve a FUSE file")]
+    Session(#[source] io::Error),
+    /// Its file can't be opened.
+    #[error("cannot open the file of a served window")]
+    Open(#[source] io::Error),
+    /// It would be too large.
+    #[error("the served window would be too large")]
+    Size(#[source] InvalidPages),
+}
+
+/// The file that a region is served through.
+struct ServedStore {
+    /// What the files' closing ends.
+    files: Option<Files>,
+    nr_pages: NrPages,
+    workers: Option<JoinHandle<()>>,
+    /// Dropped when the workers have ended: they use it with fds of their own, and these are ours.
+    _region: Arc<Region>,
+}
+
+/// The file, opened twice.
+struct Files {
+    /// Synced: it takes note of every page that could not be written back.
+    synced: File,
+    /// For frontends.
+    mapped: File,
+}
+
+/// The region of a file of `size` that `region` is served through.
+pub(crate) fn region(region: Region, size: NrPages) -> Result<Region, ServeWindowError> {
+    let region = Arc::new(region);
+    let ([synced, mapped], workers) = workers::begin(&region, size)?;
+    let store = ServedStore {
+        files: Some(Files { synced, mapped }),
+        nr_pages: size,
+        workers: Some(workers),
+        _region: region,
+    };
+    let pagemap = PfnSpace::new().add(Box::new(store)).map_err(ServeWindowError::Size)?;
+    Ok(Region::try_new(pagemap).expect("a store is used once"))
+}
+
+impl ServedStore {
+    fn files(&self) -> &Files {
+        self.files.as_ref().expect("open until it is dropped")
+    }
+}
+
+impl Drop for ServedStore {
+    fn drop(&mut self) {
+        drop(self.files.take());
+        if let Some(workers) = self.workers.take() {
+            // It comes to an end when frontends, too, have let go of the file.
+            let _ = workers.join();
+        }
+    }
+}
+
+impl Store for ServedStore {
+    fn name(&self) -> &str {
+        "the served window"
+    }
+
+    fn nr_pages(&self) -> NrPages {
+        self.nr_pages
+    }
+
+    fn access(&self) -> Access {
+        // What must not be written fails when it is written back, and nothing is changed.
+        Access::ReadWrite
+    }
+
+    fn is_persistent(&self) -> bool {
+        // As far as the stores behind it are.
+        true
+    }
+
+    fn fd(&self) -> BorrowedFd<'_> {
+        self.files().mapped.as_fd()
+    }
+
+    fn read(&self, at: Pgoff, buffer: &mut [u8]) -> io::Result<()> {
+        self.files().mapped.read_exact_at(buffer, at.bytes())
+    }
+
+    fn write(&self, at: Pgoff, buffer: &[u8]) -> io::Result<()> {
+        self.files().mapped.write_all_at(buffer, at.bytes())
+    }
+
+    fn persist(&self) -> io::Result<()> {
+        self.files().synced.sync_data()
+    }
+}
+
+impl std::fmt::Debug for ServedStore {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("ServedStore").field("nr_pages", &self.nr_pages).finish_non_exhaustive()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use pfn_blk::{Access, FileStore, PgoffRange};
+
+    use super::*;
+
+    fn nr_pages(count: u64) -> NrPages {
+        NrPages::try_new(count).unwrap()
+    }
+
+    fn range(start: u64, count: u64) -> PgoffRange {
+        PgoffRange::try_new(Pgoff::try_new(start).unwrap(), nr_pages(count)).unwrap()
+    }
+
+    /// A served region of six pages of a file, in a window of eight; none where there is no FUSE.
+    fn served(access: Access) -> Option<(Region, tempfile::TempDir)> {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("file");
+        std::fs::write(&path, [7; 6 * 4096]).unwrap();
+        let store = FileStore::open(&path, access).unwrap();
+        let inner = Region::try_new(PfnSpace::new().add(Box::new(store)).unwrap()).unwrap();
+        match region(inner, nr_pages(8)) {
+            Ok(region) => Some((region, dir)),
+            Err(error) => {
+                eprintln!("skipped: {error}");
+                None
+            }
+        }
+    }
+
+    #[test]
+    fn served_pages_come_back_at_a_persist() {
+        let Some((region, dir)) = served(Access::ReadWrite) else { return };
+        let held = || std::fs::read(dir.path().join("file")).unwrap();
+        let mapped = region.kmap(range(0, 8)).unwrap();
+        let mut page = [0; 4096];
+        mapped.read(5 * 4096, &mut page).unwrap();
+        assert_eq!(page, [7; 4096]);
+        mapped.read(6 * 4096, &mut page).unwrap();
+        assert_eq!(page, [0; 4096]);
+        mapped.write(2 * 4096, &[9; 4096]).unwrap();
+        assert_eq!(held(), [7; 6 * 4096]);
+        region.persist(range(0, 8)).unwrap();
+        assert_eq!(held()[2 * 4096..3 * 4096], [9; 4096]);
+    }
+
+    #[test]
+    fn served_page_that_must_not_be_written_fails_the_persist() {
+        let Some((region, dir)) = served(Access::ReadOnly) else { return };
+        region.persist(range(0, 8)).unwrap();
+        region.kmap(range(1, 1)).unwrap().write(0, &[9]).unwrap();
+        region.persist(range(0, 8)).unwrap_err();
+        // For ever: the kernel has forgotten the page.
+        region.persist(range(0, 8)).unwrap_err();
+        assert_eq!(std::fs::read(dir.path().join("file")).unwrap(), [7; 6 * 4096]);
+    }
+
+    #[test]
+    fn served_page_behind_the_end_fails_the_persist() {
+        let Some((region, _dir)) = served(Access::ReadWrite) else { return };
+        region.kmap(range(7, 1)).unwrap().write(0, &[9]).unwrap();
+        region.persist(range(0, 8)).unwrap_err();
+    }
+}

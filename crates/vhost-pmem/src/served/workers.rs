@@ -1,0 +1,114 @@
+// SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
+
+//! The threads that answer the kernel, and how they can be killed.
+//!
+//! Whoever syncs a FUSE file, or closes it, waits for its server, and no signal ends that wait. The
+//! server is this process: were it killed in the midst of a sync, the workers would be gone, and the
+//! wait for ever. The kernel fails all that waits for a server once the server's last fd is
+//! closed; but a process closes its fds when its last thread ends, which is the one that waits.
+//!
+//! So the workers have a table of fds of their own: a copy of everybody's, made before there is the
+//! file, and with the server's fd, which nobody else has. Killed, they end, their table goes, and
+//! whoever waits is told.
+#![allow(unsafe_code, reason = "a table of fds of some threads' own is nothing that Rust knows of")]
+
+use std::fs::File;
+use std::io;
+use std::os::fd::AsRawFd;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::sync::mpsc::{Receiver, Sender, channel};
+use std::thread::JoinHandle;
+
+use fuser::{BackgroundSession, Config, Session, SessionACL};
+use pfn_blk::{NrPages, Region};
+use rustix::fs::{Mode, OFlags};
+use rustix::thread::UnshareFlags;
+
+use super::ServeWindowError;
+use super::filesystem::RegionFile;
+use super::mount::Mounted;
+
+/// Enough for those that wait for a disk not to hold up others.
+const WORKERS: usize = 4;
+
+/// Begins to serve `region` as a file of `size`. Returns the file, opened as often as asked for, and
+/// the thread that ends when all who have it open have closed it.
+///
+/// The workers use fds as they are now, so the region must have opened all that it will.
+pub(super) fn begin<const N: usize>(
+    region: &Arc<Region>,
+    size: NrPages,
+) -> Result<([File; N], JoinHandle<()>), ServeWindowError> {
+    let (ready, is_ready) = channel();
+    let (opened, is_opened) = channel();
+    let region = Arc::clone(region);
+    let thread = std::thread::Builder::new()
+        .name("served window".to_owned())
+        .spawn(move || run(region, size, &ready, &is_opened))
+        .map_err(ServeWindowError::Session)?;
+    let gone = || ServeWindowError::Session(io::Error::other("its thread is gone"));
+    let root = is_ready.recv().map_err(|_| gone())??;
+    let open = || -> io::Result<File> {
+        let file = rustix::fs::open(&root, OFlags::RDWR | OFlags::CLOEXEC, Mode::empty())?;
+        let file = File::from(file);
+        // The kernel asks for the size now: until then a root has none.
+        file.metadata()?;
+        Ok(file)
+    };
+    let mut files = Vec::new();
+    for _ in 0..N {
+        files.push(open().map_err(ServeWindowError::Open)?);
+    }
+    opened.send(()).map_err(|_| gone())?;
+    let files = files.try_into().expect("as many as were opened");
+    Ok((files, thread))
+}
+
+/// In a thread of its own: serves until nobody has the file open any more.
+fn run(
+    region: Arc<Region>,
+    size: NrPages,
+    ready: &Sender<Result<PathBuf, ServeWindowError>>,
+    is_opened: &Receiver<()>,
+) {
+    match serve(region, size) {
+        Err(error) => {
+            // Whoever began this listens.
+            let _ = ready.send(Err(error));
+        }
+        Ok((session, mounted)) => {
+            let thread = rustix::thread::gettid().as_raw_nonzero();
+            let root = mounted.as_raw_fd();
+            let path = format!("/proc/self/task/{thread}/fd/{root}");
+            let _ = ready.send(Ok(path.into()));
+            // It is opened, or they gave up. The mount goes; the file lives on while it is open.
+            let _ = is_opened.recv();
+            drop(mounted);
+            if let Err(error) = session.join() {
+                tracing::error!(%error, "the served window ended");
+            }
+        }
+    }
+}
+
+fn serve(
+    region: Arc<Region>,
+    size: NrPages,
+) -> Result<(BackgroundSession, impl AsRawFd), ServeWindowError> {
+    // SAFETY: no thread may use an fd of another's table. This thread, and the workers that it
+    // starts, use those that the region's stores hold, which are open in their copy of the table
+    // under the same numbers, as they were opened before; and those that are opened here, which are
+    // never handed to anyone else. What they hold is closed in their table when they have ended, as
+    // that goes with them; the region itself is dropped by whoever began this, after that.
+    unsafe { rustix::thread::unshare_unsafe(UnshareFlags::FILES) }
+        .map_err(|errno| ServeWindowError::Session(errno.into()))?;
+    let Mounted { device, root } = Mounted::new()?;
+    let mut config = Config::default();
+    config.n_threads = Some(WORKERS);
+    let filesystem = RegionFile::new(region, size);
+    let session = Session::from_fd(filesystem, device, SessionACL::All, config)
+        .and_then(Session::spawn)
+        .map_err(ServeWindowError::Session)?;
+    Ok((session, root))
+}
