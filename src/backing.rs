@@ -21,6 +21,9 @@ use crate::size::ByteSize;
 pub(crate) struct Backing {
     pub(crate) region: Region,
     pub(crate) stores: Vec<Arc<Pagemap>>,
+    /// The targets that have something to tell, by the place of their lines.
+    pub(crate) mirrors: Vec<(Position, Arc<Mirror>)>,
+    pub(crate) snapshots: Vec<(Position, Arc<Snapshot>)>,
 }
 
 /// Opens what the user asked to serve.
@@ -31,7 +34,8 @@ pub(crate) fn open(args: &BackingArgs) -> anyhow::Result<Backing> {
                 .add(open_file(path, args.size, args.window)?)
                 .with_context(|| format!("cannot serve {}", path.display()))?;
             let stores = vec![Arc::clone(&store)];
-            Ok(Backing { region: Region::try_new(store)?, stores })
+            let region = Region::try_new(store)?;
+            Ok(Backing { region, stores, mirrors: Vec::new(), snapshots: Vec::new() })
         }
         (None, Some(path)) => Ok(open_table(path)?.backing),
         (None, None) => Err(anyhow!("nothing to serve: give --file or --table")),
@@ -72,9 +76,6 @@ fn open_file(path: &Path, size: Option<ByteSize>, window: WindowArg) -> anyhow::
 pub(crate) struct OpenedTable {
     pub(crate) lines: Vec<Line>,
     pub(crate) backing: Backing,
-    /// The targets that have something to tell, by the place of their lines.
-    pub(crate) mirrors: Vec<(Position, Arc<Mirror>)>,
-    pub(crate) snapshots: Vec<(Position, Arc<Snapshot>)>,
 }
 
 /// Opens a table and all that it names.
@@ -85,8 +86,7 @@ pub(crate) fn open_table(path: &Path) -> anyhow::Result<OpenedTable> {
         let OpenTable { table, mirrors, snapshots } = set.open_table(&lines)?;
         let region = Region::try_new(Arc::new(table))?;
         let stores = set.stores().map(Arc::clone).collect();
-        let backing = Backing { region, stores };
-        anyhow::Ok(OpenedTable { lines, backing, mirrors, snapshots })
+        anyhow::Ok(OpenedTable { lines, backing: Backing { region, stores, mirrors, snapshots } })
     };
     open().with_context(|| format!("table {}", path.display()))
 }

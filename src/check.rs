@@ -22,7 +22,7 @@ const SHOWN_MAX: usize = 64;
 /// Prints the stack, its extents, and how it would be served; an error if it could not be.
 pub(crate) fn run(path: &Path, choice: WindowChoice, out: &mut impl Write) -> anyhow::Result<()> {
     let opened = backing::open_table(path)?;
-    let Backing { region, stores } = &opened.backing;
+    let Backing { region, stores, .. } = &opened.backing;
     let size = region.nr_pages();
     writeln!(out, "device: {}, {size}", ByteSize(size.bytes()))?;
     Tree::new(&opened).print(None, "", out)?;
@@ -84,7 +84,7 @@ impl<'a> Tree<'a> {
     /// tells the same twice.
     fn status(&self, line: &Line) -> String {
         let here = |position: &Position| *position == line.position;
-        let OpenedTable { mirrors, snapshots, .. } = self.opened;
+        let Backing { mirrors, snapshots, .. } = &self.opened.backing;
         let mirror = mirrors.iter().find(|(position, _)| here(position));
         let snapshot = snapshots.iter().find(|(position, _)| here(position));
         if let Some((_, mirror)) = mirror {

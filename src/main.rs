@@ -7,6 +7,7 @@ mod capabilities;
 mod check;
 mod cli;
 mod relay;
+mod resync;
 mod shutdown;
 mod size;
 mod socket;
@@ -55,7 +56,7 @@ fn main() -> ExitCode {
 
 fn serve(cli: &Cli) -> anyhow::Result<()> {
     let endpoint = Endpoint::open(&cli.endpoint)?;
-    let Backing { region, stores } = backing::open(&cli.backing)?;
+    let Backing { region, stores, mirrors, .. } = backing::open(&cli.backing)?;
     let nr_pages = region.nr_pages();
     let size = ByteSize(nr_pages.bytes());
     let is_file = cli.backing.file.is_some();
@@ -65,6 +66,7 @@ fn serve(cli: &Cli) -> anyhow::Result<()> {
     for store in stores.iter().map(|pagemap| pagemap.store()).filter(|one| !one.is_persistent()) {
         warn!(store = store.name(), "in memory: all that is flushed is lost without power");
     }
+    resync::begin(mirrors).context("cannot begin to resync")?;
     shutdown::on_signal(Arc::clone(&device), &endpoint).context("cannot set up signals")?;
     let window = backing::describe(device.window(), nr_pages);
     info!(%size, %window, socket = %endpoint, "waiting for a frontend");

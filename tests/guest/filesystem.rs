@@ -9,9 +9,11 @@ pub(crate) enum Filesystem {
 }
 
 impl Filesystem {
-    /// A script for a guest, with `mkfs`, `mount_dax` and `fsck` as commands that take a device,
-    /// and end it where they fail.
+    /// A script for a guest, with `mkfs`, `mount_dax`, `fsck` and, for one of two copies,
+    /// `mount_copy` as commands that take a device, and end it where they fail.
     pub(crate) fn script(self, body: &str) -> String {
+        // XFS wants to be told that there are two of one name.
+        let beside = if self == Self::Xfs { ",nouuid" } else { "" };
         let (mkfs, fsck) = match self {
             // DAX wants blocks as large as pages; a small device would get smaller ones.
             Self::Ext4 => ("mkfs.ext4 -qF -b 4096", "e2fsck -fn"),
@@ -22,6 +24,7 @@ impl Filesystem {
             mkfs() {{ {mkfs} $1; }}
             fsck() {{ {fsck} $1; }}
             mount_dax() {{ mount -o dax=always $1 ${{2:-/mnt}}; }}
+            mount_copy() {{ mount -o dax=always{beside} $1 $2; }}
             {body}"
         )
     }

@@ -6,6 +6,7 @@ mod filesystem;
 mod layout;
 mod persistence;
 mod refusal;
+mod served;
 
 use std::ffi::OsString;
 use std::fs::File;

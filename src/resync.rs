@@ -1,0 +1,39 @@
+// SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
+
+//! Making mirrors whole, while they are served.
+
+use std::error::Error;
+use std::io;
+use std::sync::Arc;
+
+use pfn_blk::table::Position;
+use pfn_blk::{Access, LegState, Mirror, Target};
+use tracing::{info, warn};
+
+/// Brings up the legs of `mirrors` that may differ, one mirror after another.
+pub(crate) fn begin(mirrors: Vec<(Position, Arc<Mirror>)>) -> io::Result<()> {
+    if mirrors.is_empty() {
+        return Ok(());
+    }
+    let all = move || mirrors.iter().for_each(|(position, mirror)| resync(*position, mirror));
+    std::thread::Builder::new().name("resync".to_owned()).spawn(all)?;
+    Ok(())
+}
+
+fn resync(position: Position, mirror: &Mirror) {
+    let before = mirror.status();
+    let is_whole = before.stale == 0 && before.legs.iter().all(|leg| *leg == LegState::Healthy);
+    if is_whole || mirror.access() == Access::ReadOnly {
+        return;
+    }
+    info!(%position, regions = before.stale, "mirror: copying what the legs may differ in");
+    match mirror.resync() {
+        Ok(status) if status.legs.iter().all(|leg| *leg == LegState::Healthy) => {
+            info!(%position, "mirror: all legs are the same");
+        }
+        Ok(_) => warn!(%position, "mirror: a leg failed while it was brought up"),
+        Err(error) => {
+            warn!(%position, error = &error as &dyn Error, "mirror: cannot be made whole");
+        }
+    }
+}

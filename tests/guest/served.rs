@@ -1,0 +1,188 @@
+// SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
+
+//! What no VMM can map: copy-on-write and mirrored memory, with DAX all the same.
+
+use std::ffi::OsStr;
+use std::fs::File;
+use std::io::Read;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use guest_harness::{Daemon, Lab};
+use tempfile::TempDir;
+
+use crate::filesystem::Filesystem;
+use crate::{DAEMON, guest, on_ext4_and_xfs, pages_of, serve, serve_table, sparse_file};
+
+on_ext4_and_xfs! {
+    snapshot_keeps_what_is_written_and_its_origin_is_not_touched
+    mirror_goes_on_without_a_leg_and_is_made_whole_again
+}
+
+const SIZE: u64 = 512 << 20;
+const SECTORS: u64 = SIZE / 512;
+
+/// A word of a table.
+fn word(path: &Path) -> String {
+    path.to_str().unwrap().replace(' ', "\\ ")
+}
+
+/// Whether two files hold the same.
+fn same(one: &Path, other: &Path) -> bool {
+    let mut files = [one, other].map(|path| File::open(path).unwrap());
+    let mut chunks = [vec![0; 1 << 20], vec![0; 1 << 20]];
+    loop {
+        let lens = [0, 1].map(|at| files[at].read(&mut chunks[at]).unwrap());
+        if lens[0] != lens[1] || chunks[0][..lens[0]] != chunks[1][..lens[1]] {
+            return false;
+        }
+        if lens[0] == 0 {
+            return true;
+        }
+    }
+}
+
+/// A base that a guest has made a filesystem on and written a file to, and a copy of it.
+fn base(lab: &Lab, filesystem: Filesystem, dir: &TempDir) -> (PathBuf, PathBuf) {
+    let (base, copy) = (dir.path().join("base"), dir.path().join("copy"));
+    let daemon = serve(&base);
+    let script = filesystem.script(
+        "mkfs /dev/pmem0
+        mount_dax /dev/pmem0
+        xfs_io -fc 'pwrite -q -S 0xb3 0 1m' -c fsync /mnt/base
+        umount /mnt",
+    );
+    guest(lab, filesystem, &[&daemon]).script(&script).run().unwrap();
+    daemon.terminate().unwrap();
+    let copied = Command::new("cp").arg("--sparse=always").args([&base, &copy]).status().unwrap();
+    assert!(copied.success());
+    (base, copy)
+}
+
+/// The daemon, serving what was changed of `base`.
+fn serve_snapshot(base: &Path, cow: &Path) -> Daemon {
+    if !cow.exists() {
+        sparse_file(cow, SIZE);
+    }
+    let table = format!("0 {SECTORS} snapshot {} {} P 32\n", word(base), word(cow));
+    let file = cow.with_extension("table");
+    std::fs::write(&file, table).unwrap();
+    Daemon::start(DAEMON, [OsStr::new("--table"), file.as_os_str()]).unwrap()
+}
+
+fn snapshot_keeps_what_is_written_and_its_origin_is_not_touched(filesystem: Filesystem) {
+    let lab = Lab::open().unwrap();
+    let dir = tempfile::tempdir().unwrap();
+    let (base, copy) = base(&lab, filesystem, &dir);
+    let cows = ["one", "other"].map(|name| dir.path().join(name));
+    // Two at once, on one base.
+    let daemons = cows.each_ref().map(|cow| serve_snapshot(&base, cow));
+    let write = filesystem.script(
+        "for device in 0 1; do
+            mkdir -p /mnt/$device
+            mount_copy /dev/pmem$device /mnt/$device
+            head -c 1m /dev/zero | tr '\\0' '\\263' | cmp - /mnt/$device/base
+            xfs_io -fc 'pwrite -q -S 0xa7 0 100m' -c fsync /mnt/$device/file
+            xfs_io -fc 'truncate 1m' -c 'mmap 0 1m' -c 'mwrite -S 0xc5 0 256k' -c 'msync -s' \\
+                /mnt/$device/mapped
+        done
+        grep -c ' /mnt/.*dax=always' /proc/mounts
+        umount /mnt/0 /mnt/1",
+    );
+    let outcome = guest(&lab, filesystem, &daemons.each_ref()).script(&write).run().unwrap();
+    assert!(outcome.serial.lines().any(|line| line.trim() == "2"), "{}", outcome.serial);
+    assert!(same(&base, &copy), "the base was changed");
+    for cow in &cows {
+        assert!(pages_of(0xa7, cow) >= 25600 && pages_of(0xc5, cow) >= 64);
+    }
+
+    // A second boot, of the next daemon, finds it; a fresh snapshot finds the base.
+    for daemon in daemons {
+        daemon.terminate().unwrap();
+    }
+    let again = serve_snapshot(&base, &cows[0]);
+    let fresh = serve_snapshot(&base, &dir.path().join("fresh"));
+    let verify = filesystem.script(
+        "head -c 100m /dev/zero | tr '\\0' '\\247' > expected
+        for device in 0 1; do
+            mkdir -p /mnt/$device
+            mount_copy /dev/pmem$device /mnt/$device
+            head -c 1m /dev/zero | tr '\\0' '\\263' | cmp - /mnt/$device/base
+            if [ -e /mnt/$device/file ]; then
+                cmp expected /mnt/$device/file
+                echo FOUND
+            fi
+            umount /mnt/$device
+            fsck /dev/pmem$device
+        done",
+    );
+    let outcome = guest(&lab, filesystem, &[&again, &fresh]).script(&verify).run().unwrap();
+    assert_eq!(outcome.serial.matches("FOUND").count(), 1, "{}", outcome.serial);
+    assert!(same(&base, &copy), "the base was changed");
+}
+
+/// A tmpfs of a size; only root can mount one.
+struct Tmpfs(PathBuf);
+
+impl Tmpfs {
+    fn new(place: PathBuf, size: &str) -> Option<Self> {
+        std::fs::create_dir(&place).unwrap();
+        let options = format!("size={size}");
+        let mut mount = Command::new("mount");
+        mount.args(["-t", "tmpfs", "-o", &options, "tmpfs"]).arg(&place);
+        mount.output().ok()?.status.success().then_some(Self(place))
+    }
+
+    fn resize(&self, size: &str) {
+        let mut mount = Command::new("mount");
+        mount.args(["-o", &format!("remount,size={size}")]).arg(&self.0);
+        assert!(mount.status().unwrap().success());
+    }
+}
+
+impl Drop for Tmpfs {
+    fn drop(&mut self) {
+        let _ = Command::new("umount").arg(&self.0).status();
+    }
+}
+
+fn mirror_goes_on_without_a_leg_and_is_made_whole_again(filesystem: Filesystem) {
+    let lab = Lab::open().unwrap();
+    let dir = tempfile::tempdir().unwrap();
+    // Large enough for the filesystem, and too small for what is written to it.
+    let Some(small) = Tmpfs::new(dir.path().join("small"), "64m") else {
+        eprintln!("skipped: cannot mount a tmpfs; run as root");
+        return;
+    };
+    let legs = [dir.path().join("leg"), small.0.join("leg")];
+    let log = dir.path().join("log");
+    legs.iter().for_each(|leg| sparse_file(leg, SIZE));
+    sparse_file(&log, 8192);
+    let [one, other, log] = [&legs[0], &legs[1], &log].map(|path| word(path));
+    let table = format!("0 {SECTORS} mirror disk 3 {log} 1024 nosync 2 {one} 0 {other} 0\n");
+    let daemon = serve_table(&dir, &table);
+    let script = filesystem.script(
+        "mkfs /dev/pmem0
+        mount_dax /dev/pmem0
+        xfs_io -fc 'pwrite -q -S 0xa7 0 100m' -c fsync /mnt/file
+        xfs_io -fc 'pwrite -q -S 0xb3 0 1m' -c fsync /mnt/later
+        umount /mnt
+        fsck /dev/pmem0",
+    );
+    guest(&lab, filesystem, &[&daemon]).script(&script).run().unwrap();
+    assert!(daemon.log().contains("mirror: a leg failed and was dropped"), "{}", daemon.log());
+    daemon.terminate().unwrap();
+    assert!(!same(&legs[0], &legs[1]));
+
+    small.resize("600m");
+    let daemon = serve_table(&dir, &table);
+    daemon.wait_for_log("mirror: all legs are the same").unwrap();
+    let script = filesystem.script(
+        "mount_dax /dev/pmem0
+        head -c 100m /dev/zero | tr '\\0' '\\247' | cmp - /mnt/file
+        umount /mnt",
+    );
+    guest(&lab, filesystem, &[&daemon]).script(&script).run().unwrap();
+    daemon.terminate().unwrap();
+    assert!(same(&legs[0], &legs[1]));
+}
