@@ -17,6 +17,7 @@ use vhost::vhost_user::Backend;
 use vhost::vhost_user::message::{VhostUserProtocolFeatures, VhostUserShMemConfig};
 use vhost_user_backend::VhostUserBackend;
 use virtio_queue::Error as QueueError;
+use vm_memory::GuestAddressSpace;
 use vmm_sys_util::epoll::EventSet;
 use vmm_sys_util::event::{EventConsumer, EventNotifier};
 
@@ -201,7 +202,7 @@ impl VhostUserBackend for Connection {
 
     fn update_memory(&self, _memory: Memory) -> io::Result<()> {
         // `self.memory` is the one that was updated.
-        Ok(())
+        self.device.cover_own_file(&self.memory.memory())
     }
 
     fn set_backend_req_fd(&self, frontend: Backend) {

@@ -3,12 +3,14 @@
 //! The device: a region and who may flush it. Knows no vhost-user.
 
 use std::error::Error;
+use std::io;
 use std::num::NonZeroU64;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use pfn_blk::{PersistError, Region};
 use tracing::{error, info, warn};
+use vm_memory::GuestMemoryMmap;
 
 use crate::request::Request;
 use crate::served;
@@ -54,6 +56,13 @@ impl Device {
     /// How it shows its region.
     pub fn window(&self) -> &Window {
         &self.window
+    }
+
+    /// Sees to it that we don't have mapped, as guest memory, the file that we serve.
+    pub(crate) fn cover_own_file(&self, memory: &GuestMemoryMmap) -> io::Result<()> {
+        let Window::Served { .. } = self.window else { return Ok(()) };
+        let extent = self.region.direct_access(self.region.pages()).map_err(io::Error::other)?;
+        served::cover(memory, extent.pagemap().store().fd())
     }
 
     /// Brings to the region what a guest has stored and not flushed. Through a direct window it is

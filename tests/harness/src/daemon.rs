@@ -8,8 +8,9 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Stdio};
 use std::sync::Arc;
 use std::thread::{self, JoinHandle};
+use std::time::{Duration, Instant};
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result, bail, ensure};
 use rustix::process::{Pid, Signal, kill_process};
 use tempfile::TempDir;
 
@@ -111,6 +112,21 @@ impl Daemon {
     /// When it was collected already.
     pub fn signal(&self, signal: Signal) -> Result<()> {
         Ok(kill_process(Pid::from_child(&self.child), signal)?)
+    }
+
+    /// Kills it, and waits for at most `patience` for it to be gone.
+    ///
+    /// # Errors
+    ///
+    /// If it can't be killed, or is there still.
+    pub fn kill(mut self, patience: Duration) -> Result<()> {
+        self.signal(Signal::KILL)?;
+        let deadline = Instant::now() + patience;
+        while self.child.try_wait()?.is_none() {
+            ensure!(Instant::now() < deadline, "killed, and there still after {patience:?}");
+            thread::sleep(Duration::from_millis(10));
+        }
+        Ok(())
     }
 
     /// Has it end in order, by SIGTERM, and returns its exit status and all it logged.

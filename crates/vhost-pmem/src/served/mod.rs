@@ -17,6 +17,7 @@
 
 mod filesystem;
 mod mount;
+mod own_memory;
 mod workers;
 
 use std::fs::File;
@@ -28,6 +29,8 @@ use std::thread::JoinHandle;
 
 use pfn_blk::{Access, InvalidPages, NrPages, PfnSpace, Pgoff, Region, Store};
 use thiserror::Error;
+
+pub(crate) use self::own_memory::cover;
 
 /// Why a region can't be served through a file.
 #[derive(Debug, Error)]
