@@ -8,14 +8,17 @@ use std::sync::Arc;
 use anyhow::{Context, anyhow};
 use pfn_blk::table::{self, Line, OpenTable, Position};
 use pfn_blk::{
-    Access, FileStore, InvalidPages, InvalidStore, Mirror, NrPages, Pagemap, Region, Sizing,
-    Snapshot, StoreSet,
+    Access, FileStore, InvalidPages, InvalidStore, MemoryStore, Mirror, NrPages, Pagemap, Region,
+    Sizing, Snapshot, SnapshotUsage, StoreSet, Target,
 };
 use tracing::info;
 use vhost_pmem::{InvalidWindow, Window, check_size};
 
 use crate::cli::{BackingArgs, WindowArg};
 use crate::size::ByteSize;
+
+/// Pages of an overlay's chunk, 16 KiB together.
+const OVERLAY_CHUNK: u64 = 4;
 
 /// What is to be served.
 pub(crate) struct Backing {
@@ -29,17 +32,46 @@ pub(crate) struct Backing {
 /// Opens what the user asked to serve.
 pub(crate) fn open(args: &BackingArgs) -> anyhow::Result<Backing> {
     match (&args.file, &args.table) {
-        (Some(path), _) => {
-            let store = StoreSet::default()
-                .add(open_file(path, args.size, args.window)?)
-                .with_context(|| format!("cannot serve {}", path.display()))?;
-            let stores = vec![Arc::clone(&store)];
-            let region = Region::try_new(store)?;
-            Ok(Backing { region, stores, mirrors: Vec::new(), snapshots: Vec::new() })
-        }
+        (Some(path), _) => open_alone(path, args),
         (None, Some(path)) => Ok(open_table(path)?.backing),
         (None, None) => Err(anyhow!("nothing to serve: give --file or --table")),
     }
+}
+
+/// A file that is no table's.
+fn open_alone(path: &Path, args: &BackingArgs) -> anyhow::Result<Backing> {
+    let context = || format!("cannot serve {}", path.display());
+    let mut set = StoreSet::default();
+    let target: Arc<dyn Target> = match &args.overlay {
+        Some(overlay) => open_overlay(&mut set, path, overlay).with_context(context)?,
+        None if args.read_only => set.open(path, Access::ReadOnly).with_context(context)?,
+        None => set.add(open_file(path, args.size, args.window)?).with_context(context)?,
+    };
+    let stores = set.stores().map(Arc::clone).collect();
+    let region = Region::try_new(target)?;
+    Ok(Backing { region, stores, mirrors: Vec::new(), snapshots: Vec::new() })
+}
+
+/// What is kept in an overlay over a file that is only read.
+fn open_overlay(set: &mut StoreSet, base: &Path, overlay: &Path) -> anyhow::Result<Arc<Snapshot>> {
+    let base = set.open(base, Access::ReadOnly)?;
+    let size = base.nr_pages();
+    let chunk = NrPages::try_new(OVERLAY_CHUNK)?;
+    let ample = Snapshot::ample_cow(size, chunk)?;
+    let context = || format!("overlay {}", overlay.display());
+    let cow = if overlay == Path::new("memory") {
+        set.space().add(Box::new(MemoryStore::new("memory", ample)?))?
+    } else if overlay.exists() {
+        set.open(overlay, Access::ReadWrite).with_context(context)?
+    } else {
+        let (store, _) = FileStore::open_sized(overlay, ample).with_context(context)?;
+        info!(path = %overlay.display(), size = %ByteSize(ample.bytes()), "overlay created, sparse");
+        set.add(store).with_context(context)?
+    };
+    let snapshot = Snapshot::open(base, cow, chunk, size).with_context(context)?;
+    let SnapshotUsage { used, capacity, .. } = snapshot.usage();
+    info!(path = %overlay.display(), used, capacity, "overlay opened; its chunks in use");
+    Ok(Arc::new(snapshot))
 }
 
 fn open_file(path: &Path, size: Option<ByteSize>, window: WindowArg) -> anyhow::Result<FileStore> {

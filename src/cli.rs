@@ -75,6 +75,16 @@ pub(crate) struct BackingArgs {
     #[arg(long, value_name = "SIZE", conflicts_with = "table")]
     pub(crate) size: Option<ByteSize>,
 
+    /// Keep what the guest writes apart from the file, in this one, which is created where there is
+    /// none; or in memory, until the daemon ends, if it is "memory". The file is only read, and any
+    /// number of daemons may share it
+    #[arg(long, value_name = "PATH", requires = "file", conflicts_with_all = ["size", "table"])]
+    pub(crate) overlay: Option<PathBuf>,
+
+    /// Only read the file: what the guest writes to it fails at its next flush
+    #[arg(long, requires = "file", conflicts_with_all = ["size", "overlay", "table"])]
+    pub(crate) read_only: bool,
+
     /// Serve what this table describes, in dmsetup's grammar, one target a line, such as
     /// "0 524288 linear PATH 0", in 512-byte sectors; "vhost-pmemd check" tells whether it can be served
     #[arg(long, value_name = "FILE")]

@@ -331,6 +331,39 @@ fn table_with_pages_that_cannot_be_mapped_is_not_shown_directly() {
     );
 }
 
+#[test]
+fn overlay_that_is_none_is_refused_and_kept() {
+    let place = Place::new();
+    fs::write(place.path("cow"), vec![7; 1 << 20]).unwrap();
+    place.refuses_file_of(
+        1 << 20,
+        "--overlay @/cow",
+        "cannot serve @/file: overlay @/cow: the COW store can't be used: not a COW store, and not \
+         blank; to make it one, and lose what is on it, fill its first MiB with zeroes",
+    );
+    assert!(fs::read(place.path("cow")).unwrap() == vec![7; 1 << 20]);
+}
+
+#[test]
+fn overlay_over_a_missing_file_is_refused_and_not_created() {
+    let place = Place::new();
+    place.refuses(
+        "--socket-path @/socket --file @/none --overlay @/cow",
+        "cannot serve @/none: no such file",
+    );
+    assert!(!place.path("cow").exists());
+}
+
+#[test]
+fn read_only_file_is_not_shown_directly() {
+    Place::new().refuses_file_of(
+        1 << 20,
+        "--read-only --window direct",
+        "@/file is read-only, and a direct window can't keep a guest from writing to it; \
+         give --window served",
+    );
+}
+
 /// Runs `check` on a table over two files of 1 MiB.
 fn check(place: &Place, table: &str) -> (Output, String) {
     for name in ["a", "b"] {
@@ -455,6 +488,9 @@ fn arguments_that_make_no_sense_are_refused_by_name() {
         ("--socket-path @/socket --file @/file --table @/table", "cannot be used with"),
         ("--socket-path @/socket --table @/table --size 1M", "cannot be used with"),
         ("--socket-path @/socket --file @/file --size 1.5G", "such as 256M, 4G or 1T"),
+        ("--socket-path @/socket --file @/file --overlay @/cow --size 1M", "cannot be used with"),
+        ("--socket-path @/socket --file @/file --overlay @/cow --read-only", "cannot be used with"),
+        ("--socket-path @/socket --table @/table --overlay @/cow", "cannot be used with"),
     ] {
         let output = place.run(args);
         let stderr = String::from_utf8(output.stderr).unwrap();

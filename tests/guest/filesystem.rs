@@ -14,6 +14,7 @@ impl Filesystem {
     pub(crate) fn script(self, body: &str) -> String {
         // XFS wants to be told that there are two of one name.
         let beside = if self == Self::Xfs { ",nouuid" } else { "" };
+        let norecovery = if self == Self::Xfs { "norecovery" } else { "noload" };
         let (mkfs, fsck) = match self {
             // DAX wants blocks as large as pages; a small device would get smaller ones.
             Self::Ext4 => ("mkfs.ext4 -qF -b 4096", "e2fsck -fn"),
@@ -24,6 +25,7 @@ impl Filesystem {
             mkfs() {{ {mkfs} $1; }}
             fsck() {{ {fsck} $1; }}
             mount_dax() {{ mount -o dax=always $1 ${{2:-/mnt}}; }}
+            norecovery={norecovery}
             mount_copy() {{ mount -o dax=always{beside} $1 $2; }}
             {body}"
         )

@@ -2,7 +2,6 @@
 
 //! What no VMM can map: copy-on-write and mirrored memory, with DAX all the same.
 
-use std::ffi::OsStr;
 use std::fs::File;
 use std::io::Read;
 use std::path::{Path, PathBuf};
@@ -18,6 +17,7 @@ use crate::{DAEMON, guest, on_ext4_and_xfs, pages_of, serve, serve_table, sparse
 on_ext4_and_xfs! {
     snapshot_keeps_what_is_written_and_its_origin_is_not_touched
     mirror_goes_on_without_a_leg_and_is_made_whole_again
+    read_only_base_is_read_and_a_write_fails_the_flush
     killed_in_the_midst_of_flushes_daemon_is_gone_and_nothing_synced_is_lost
 }
 
@@ -62,14 +62,9 @@ fn base(lab: &Lab, filesystem: Filesystem, dir: &TempDir) -> (PathBuf, PathBuf) 
 }
 
 /// The daemon, serving what was changed of `base`.
-fn serve_snapshot(base: &Path, cow: &Path) -> Daemon {
-    if !cow.exists() {
-        sparse_file(cow, SIZE);
-    }
-    let table = format!("0 {SECTORS} snapshot {} {} P 32\n", word(base), word(cow));
-    let file = cow.with_extension("table");
-    std::fs::write(&file, table).unwrap();
-    Daemon::start(DAEMON, [OsStr::new("--table"), file.as_os_str()]).unwrap()
+fn serve_overlay(base: &Path, cow: &Path) -> Daemon {
+    let args = ["--file".as_ref(), base.as_os_str(), "--overlay".as_ref(), cow.as_os_str()];
+    Daemon::start(DAEMON, args).unwrap()
 }
 
 fn snapshot_keeps_what_is_written_and_its_origin_is_not_touched(filesystem: Filesystem) {
@@ -78,7 +73,7 @@ fn snapshot_keeps_what_is_written_and_its_origin_is_not_touched(filesystem: File
     let (base, copy) = base(&lab, filesystem, &dir);
     let cows = ["one", "other"].map(|name| dir.path().join(name));
     // Two at once, on one base.
-    let daemons = cows.each_ref().map(|cow| serve_snapshot(&base, cow));
+    let daemons = cows.each_ref().map(|cow| serve_overlay(&base, cow));
     let write = filesystem.script(
         "for device in 0 1; do
             mkdir -p /mnt/$device
@@ -102,8 +97,8 @@ fn snapshot_keeps_what_is_written_and_its_origin_is_not_touched(filesystem: File
     for daemon in daemons {
         daemon.terminate().unwrap();
     }
-    let again = serve_snapshot(&base, &cows[0]);
-    let fresh = serve_snapshot(&base, &dir.path().join("fresh"));
+    let again = serve_overlay(&base, &cows[0]);
+    let fresh = serve_overlay(&base, &dir.path().join("fresh"));
     let verify = filesystem.script(
         "head -c 100m /dev/zero | tr '\\0' '\\247' > expected
         for device in 0 1; do
@@ -196,7 +191,7 @@ fn killed_in_the_midst_of_flushes_daemon_is_gone_and_nothing_synced_is_lost(
     let dir = tempfile::tempdir().unwrap();
     let (base, copy) = base(&lab, filesystem, &dir);
     let cow = dir.path().join("cow");
-    let daemon = serve_snapshot(&base, &cow);
+    let daemon = serve_overlay(&base, &cow);
     let script = filesystem.script(
         "mount_dax /dev/pmem0
         # Something dirty at any time.
@@ -218,7 +213,7 @@ fn killed_in_the_midst_of_flushes_daemon_is_gone_and_nothing_synced_is_lost(
     let last = serial.lines().filter_map(|line| line.trim().strip_prefix("MARK ")).next_back();
     let last: u32 = last.unwrap().parse().unwrap();
 
-    let daemon = serve_snapshot(&base, &cow);
+    let daemon = serve_overlay(&base, &cow);
     let verify = filesystem.script(&format!(
         "mount_dax /dev/pmem0
         for number in $(seq 1 {last}); do
@@ -228,5 +223,25 @@ fn killed_in_the_midst_of_flushes_daemon_is_gone_and_nothing_synced_is_lost(
         fsck /dev/pmem0"
     ));
     guest(&lab, filesystem, &[&daemon]).script(&verify).run().unwrap();
+    assert!(same(&base, &copy), "the base was changed");
+}
+
+fn read_only_base_is_read_and_a_write_fails_the_flush(filesystem: Filesystem) {
+    let lab = Lab::open().unwrap();
+    let dir = tempfile::tempdir().unwrap();
+    let (base, copy) = base(&lab, filesystem, &dir);
+    let args = ["--file".as_ref(), base.as_os_str(), "--read-only".as_ref()];
+    let daemon = Daemon::start(DAEMON, args).unwrap();
+    let script = filesystem.script(
+        "mount -o dax=always,ro,$norecovery /dev/pmem0 /mnt
+        head -c 1m /dev/zero | tr '\\0' '\\263' | cmp - /mnt/base
+        umount /mnt
+        # To the device itself, through what is mapped of it.
+        if dd if=/dev/urandom of=/dev/pmem0 bs=1M count=4 seek=64 conv=fsync 2>&1; then exit 1; fi
+        echo REFUSED",
+    );
+    let outcome = guest(&lab, filesystem, &[&daemon]).script(&script).run().unwrap();
+    assert!(outcome.serial.contains("REFUSED"), "{}", outcome.serial);
+    assert!(daemon.log().contains("is read-only"), "{}", daemon.log());
     assert!(same(&base, &copy), "the base was changed");
 }

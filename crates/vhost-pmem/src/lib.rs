@@ -4,12 +4,12 @@
 //!
 //! # Model
 //!
-//! A [`Device`] shows a [region](pfn_blk::Region) to guests. It reaches a guest through a *direct
-//! window*: the frontend maps the stores' own pages into the device's shared memory region, so
-//! that loads and stores of the guest never enter this process. What does enter is the request
-//! queue, and the one request there is: flush. A frontend connects, a guest activates the device,
-//! the pages are mapped, flushes are answered, the guest resets the device or the frontend leaves,
-//! and all begins anew.
+//! A [`Device`] shows a [region](pfn_blk::Region) to guests, in a [`Window`]. Through a *direct* one
+//! the frontend maps the stores' own pages into the device's shared memory region, so that loads
+//! and stores of the guest never enter this process. What can't be mapped is shown through a
+//! *served* window: the frontend maps a file of ours, and what the guest has stored comes to us at
+//! a flush. A frontend connects, a guest activates the device, the pages are mapped, flushes are
+//! answered, the guest resets the device or the frontend leaves, and all begins anew.
 //!
 //! # Invariants
 //!
@@ -27,7 +27,8 @@
 //! | [`spec`] | the wire format, virtio 5.19 |
 //! | `request` | from descriptor chain to request and status |
 //! | `queue` | batches out, answers in |
-//! | `window` | which regions a frontend can map |
+//! | `window` | which window a region gets |
+//! | `served` | the file of a served window |
 //! | `mapping` | mapping one, and taking it back |
 //! | `negotiation` | what frontend and guest can do |
 //! | `device` | region and flush, no vhost-user |

@@ -13,7 +13,7 @@ use rustix::io::Errno;
 use thiserror::Error;
 
 use super::{Access, Store};
-use crate::page::{InvalidPages, NrPages, Pgoff};
+use crate::page::{InvalidPages, NrPages, PAGE_SIZE, Pgoff};
 
 /// Why a file can't be a store. Displays without the file's name, which the caller knows.
 #[derive(Debug, Error)]
@@ -96,8 +96,9 @@ pub enum Sizing {
 ///
 /// A block device that is to be written is opened exclusively, so that nobody mounts it meanwhile.
 /// The file is locked with `flock(2)` for as long as the store lives: exclusively where it is
-/// opened read-write, shared where read-only. Its size is read once; whole pages are demanded, as
-/// a partial last page could be written but would not be kept.
+/// opened read-write, shared where read-only. Its size is read once. One that is to be written must
+/// be whole pages, as a partial last page could be written but would not be kept; read-only, what
+/// is missing of it reads as zeroes, as it does through a mapping.
 #[derive(Debug)]
 pub struct FileStore {
     name: String,
@@ -106,6 +107,7 @@ pub struct FileStore {
     /// The same file, opened a second time, for others to map. Through `file` they could give up
     /// the lock, or take note of a failed sync in our place: both belong to the open file.
     mapped: File,
+    bytes: u64,
     nr_pages: NrPages,
     access: Access,
     is_persistent: bool,
@@ -153,11 +155,15 @@ impl FileStore {
     }
 
     fn try_new(path: &Path, file: File, bytes: u64, access: Access) -> Result<Self, InvalidStore> {
-        let nr_pages = NrPages::try_from_bytes(bytes).map_err(InvalidStore::Size)?;
+        let whole = match access {
+            Access::ReadOnly => bytes.next_multiple_of(PAGE_SIZE),
+            Access::ReadWrite => bytes,
+        };
+        let nr_pages = NrPages::try_from_bytes(whole).map_err(InvalidStore::Size)?;
         let name = path.display().to_string();
         let mapped = reopen(&file, flags(access))?;
         let (is_persistent, alignment) = filesystem(&file)?;
-        Ok(Self { name, file, mapped, nr_pages, access, is_persistent, alignment })
+        Ok(Self { name, file, mapped, bytes, nr_pages, access, is_persistent, alignment })
     }
 }
 
@@ -187,7 +193,11 @@ impl Store for FileStore {
     }
 
     fn read(&self, at: Pgoff, buffer: &mut [u8]) -> io::Result<()> {
-        self.file.read_exact_at(buffer, at.bytes())
+        let there = self.bytes.saturating_sub(at.bytes());
+        let there = usize::try_from(there).unwrap_or(usize::MAX).min(buffer.len());
+        let (front, tail) = buffer.split_at_mut(there);
+        tail.fill(0);
+        self.file.read_exact_at(front, at.bytes())
     }
 
     fn write(&self, at: Pgoff, buffer: &[u8]) -> io::Result<()> {
@@ -354,6 +364,23 @@ mod tests {
         let (store, _) = FileStore::open_sized(&dir.path().join("file"), pages(1)).unwrap();
         assert!(!store.is_persistent());
         assert_eq!(store.alignment(), pages(1));
+    }
+
+    #[test]
+    fn open_partial_page_reads_zeroes_behind_it_and_is_not_written() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("file");
+        std::fs::write(&path, [7; 5000]).unwrap();
+        let refused = FileStore::open(&path, Access::ReadWrite).unwrap_err();
+        assert!(matches!(refused, InvalidStore::Size(_)), "{refused:?}");
+        let store = FileStore::open(&path, Access::ReadOnly).unwrap();
+        assert_eq!(store.nr_pages(), pages(2));
+        let mut bytes = [1; 8192];
+        store.read(Pgoff::ZERO, &mut bytes).unwrap();
+        assert!(bytes[..5000] == [7; 5000] && bytes[5000..] == [0; 3192]);
+        // What was there and is gone is an error, not zeroes.
+        File::options().write(true).open(&path).unwrap().set_len(4096).unwrap();
+        store.read(Pgoff::ZERO, &mut bytes).unwrap_err();
     }
 
     #[test]

@@ -23,7 +23,10 @@ fn log_of_another_mirror_is_refused() {
         let device = Some(Arc::clone(&parts.log.pagemap) as Arc<dyn Target>);
         let log = MirrorLog { device, region: nr_pages(region), in_sync: InSync::AsLogged };
         let refused = Mirror::open(parts.legs.iter().map(leg).collect(), log, nr_pages(pages));
-        refused.unwrap_err().to_string()
+        match refused.unwrap_err() {
+            InvalidMirror::Metadata(error) => error.to_string(),
+            other => panic!("{other}"),
+        }
     };
     assert!(open(REGION, 8).ends_with("it was made with size in pages 16, not 8"));
     assert!(open(1, LEG_PAGES).ends_with("it was made with region size in pages 2, not 1"));

@@ -193,7 +193,10 @@ fn snapshot_of_other_geometry_is_refused() {
     write(&region, 3, &[0xa1]).unwrap();
     region.persist(region.pages()).unwrap();
     drop(region);
-    let refused = |chunk, pages| files.refusal(chunk, pages).to_string();
+    let refused = |chunk, pages| match files.refusal(chunk, pages) {
+        InvalidSnapshot::Metadata(error) => error.to_string(),
+        other => panic!("{other}"),
+    };
     assert!(refused(1, PAGES).ends_with("made with chunk size in pages 2, not 1"));
     assert!(refused(CHUNK, 15).ends_with("made with size in pages 16, not 15"));
     assert!(matches!(

@@ -63,7 +63,7 @@ pub enum InvalidMirror {
     #[error("a leg or the log is read-only; all of them must be, or none")]
     ReadOnly,
     /// The log isn't one, or another's.
-    #[error("the log can't be used: {0}")]
+    #[error("the log can't be used")]
     Metadata(#[from] InvalidMetadata),
     /// Someone else writes to a leg or the log.
     #[error(transparent)]

@@ -3,7 +3,7 @@
 //! Where things lie in a COW store.
 
 use super::InvalidSnapshot;
-use crate::page::{NrPages, PAGE_SIZE};
+use crate::page::{InvalidPages, NrPages, PAGE_SIZE};
 use crate::target::metadata::range;
 use crate::{Pgoff, PgoffRange};
 
@@ -46,6 +46,13 @@ impl Layout {
             return Err(InvalidSnapshot::SmallCow { cow, least });
         }
         Ok(Self { capacity: capacity.min(u64::from(u32::MAX)), ..layout })
+    }
+
+    /// The size of a COW store that has room for all chunks of a snapshot.
+    pub(super) fn ample(nr_pages: NrPages, chunk: NrPages) -> Result<NrPages, InvalidPages> {
+        let chunks = nr_pages.get().div_ceil(chunk.get());
+        let areas = chunks.div_ceil(chunk.get().saturating_mul(ENTRIES_PER_PAGE));
+        NrPages::try_new((1 + areas + chunks).saturating_mul(chunk.get()))
     }
 
     /// How many chunks the snapshot has; the last one may be shorter.
@@ -125,6 +132,17 @@ mod tests {
                 // Another chunk would need more room.
                 let more = layout.data_page(layout.capacity) + chunk;
                 assert!(more > cow, "chunk {chunk}, {cow} pages: {layout:?}");
+            }
+        }
+    }
+
+    #[test]
+    fn ample_cow_store_has_room_for_all_chunks_and_no_more() {
+        for chunk in [1, 2, 4] {
+            for size in [1, 2, 511, 512, 513, 1024, 5000] {
+                let cow = Layout::ample(pages(size), pages(chunk)).unwrap();
+                let layout = Layout::try_new(pages(size), pages(chunk), cow).unwrap();
+                assert_eq!(layout.capacity, layout.chunks(), "{size} pages, chunks of {chunk}");
             }
         }
     }

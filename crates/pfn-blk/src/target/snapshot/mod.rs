@@ -16,7 +16,7 @@ use super::metadata::{self, InvalidMetadata, range};
 use crate::bio::{BioError, BioVec, Buffer, Direction};
 use crate::claim::{Claim, Claimed};
 use crate::extent::{Extent, NotDirect, NotDirectReason};
-use crate::page::{NrPages, PAGE_SIZE, PgoffRange};
+use crate::page::{InvalidPages, NrPages, PAGE_SIZE, PgoffRange};
 use crate::pagemap::Pagemap;
 use crate::persist::{PersistError, SyncPoint, SyncSet, persist_all};
 use crate::store::Access;
@@ -65,7 +65,7 @@ pub enum InvalidSnapshot {
     #[error("the COW store's map is damaged at entry {0}: the checksum doesn't match")]
     Entry(u64),
     /// The COW store isn't one, or another's.
-    #[error("the COW store can't be used: {0}")]
+    #[error("the COW store can't be used")]
     Metadata(#[from] InvalidMetadata),
     /// Someone else writes to the origin or the COW store.
     #[error(transparent)]
@@ -203,6 +203,12 @@ impl Snapshot {
             committed: Mutex::new(committed),
             _claims: claims,
         })
+    }
+
+    /// The size of a COW store that is never full, for a snapshot of `nr_pages` in chunks of
+    /// `chunk`.
+    pub fn ample_cow(nr_pages: NrPages, chunk: NrPages) -> Result<NrPages, InvalidPages> {
+        Layout::ample(nr_pages, chunk)
     }
 
     /// How full it is.
