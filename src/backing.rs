@@ -29,6 +29,16 @@ pub(crate) struct Backing {
     pub(crate) snapshots: Vec<(Position, Arc<Snapshot>)>,
 }
 
+/// Whether what the user asked for may take a served window.
+pub(crate) fn may_be_served(args: &BackingArgs) -> bool {
+    let needs = args.table.is_some() || args.overlay.is_some() || args.read_only;
+    match args.window {
+        WindowArg::Auto => needs,
+        WindowArg::Direct => false,
+        WindowArg::Served => true,
+    }
+}
+
 /// Opens what the user asked to serve.
 pub(crate) fn open(args: &BackingArgs) -> anyhow::Result<Backing> {
     match (&args.file, &args.table) {

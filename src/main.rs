@@ -18,7 +18,7 @@ use std::sync::Arc;
 
 use anyhow::Context;
 use clap::Parser;
-use tracing::{info, warn};
+use tracing::{debug, info, warn};
 use vhost_pmem::Device;
 
 use crate::backing::Backing;
@@ -55,6 +55,12 @@ fn main() -> ExitCode {
 }
 
 fn serve(cli: &Cli) -> anyhow::Result<()> {
+    if backing::may_be_served(&cli.backing) {
+        // Before there is any other thread.
+        if let Err(error) = vhost_pmem::allow_served_windows() {
+            debug!(%error, "no user namespace; served windows take the right to mount");
+        }
+    }
     let endpoint = Endpoint::open(&cli.endpoint)?;
     let Backing { region, stores, mirrors, .. } = backing::open(&cli.backing)?;
     let nr_pages = region.nr_pages();

@@ -17,6 +17,7 @@
 
 mod filesystem;
 mod mount;
+mod namespace;
 mod own_memory;
 mod workers;
 
@@ -30,6 +31,7 @@ use std::thread::JoinHandle;
 use pfn_blk::{Access, InvalidPages, NrPages, PfnSpace, Pgoff, Region, Store};
 use thiserror::Error;
 
+pub use self::namespace::allow_served_windows;
 pub(crate) use self::own_memory::cover;
 
 /// Why a region can't be served through a file.
@@ -46,7 +48,7 @@ pub enum ServeWindowError {
     NoFuse,
     /// The process must not mount.
     #[error(
-        "a served window needs a FUSE mount, and this process must not mount; run it as root, or allow user namespaces"
+        "a served window needs a FUSE mount, and this process must not mount; run it as root, or allow unprivileged user namespaces"
     )]
     NotAllowed,
     /// The mount failed.

@@ -13,7 +13,7 @@ use rustix::io::Errno;
 use rustix::mount::{FsMountFlags, FsOpenFlags, MountAttrFlags};
 use rustix::mount::{fsconfig_create, fsconfig_set_flag, fsconfig_set_string, fsmount, fsopen};
 
-use super::ServeWindowError;
+use super::{ServeWindowError, namespace};
 
 const DEVICE: &str = "/dev/fuse";
 
@@ -51,8 +51,11 @@ fn mount(device: &OwnedFd) -> rustix::io::Result<OwnedFd> {
     let (user, group) = (rustix::process::geteuid(), rustix::process::getegid());
     fsconfig_set_string(filesystem, "user_id", user.as_raw().to_string().as_str())?;
     fsconfig_set_string(filesystem, "group_id", group.as_raw().to_string().as_str())?;
-    // Who was handed the file may use it, whoever that is: there is no path to find it by.
-    fsconfig_set_flag(filesystem, "allow_other")?;
+    if namespace::is_first() {
+        // Who was handed the file may use it, whoever that is: there is no path to find it by. In a
+        // namespace of our own this would be for those in it, in place of those of our user.
+        fsconfig_set_flag(filesystem, "allow_other")?;
+    }
     fsconfig_create(filesystem)?;
     let attributes = MountAttrFlags::MOUNT_ATTR_NOSUID
         | MountAttrFlags::MOUNT_ATTR_NODEV

@@ -50,11 +50,9 @@ pub(super) fn begin<const N: usize>(
     let gone = || ServeWindowError::Session(io::Error::other("its thread is gone"));
     let root = is_ready.recv().map_err(|_| gone())??;
     let open = || -> io::Result<File> {
-        let file = rustix::fs::open(&root, OFlags::RDWR | OFlags::CLOEXEC, Mode::empty())?;
-        let file = File::from(file);
-        // The kernel asks for the size now: until then a root has none.
-        file.metadata()?;
-        Ok(file)
+        // The kernel asks for owner and size now: until then a root has none of its own.
+        std::fs::metadata(&root)?;
+        Ok(rustix::fs::open(&root, OFlags::RDWR | OFlags::CLOEXEC, Mode::empty())?.into())
     };
     let mut files = Vec::new();
     for _ in 0..N {
