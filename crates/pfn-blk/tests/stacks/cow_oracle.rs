@@ -52,7 +52,7 @@ impl Data<'_> {
     }
 
     fn word(&mut self) -> usize {
-        self.byte() << 8 | self.byte()
+        (self.byte() << 8) | self.byte()
     }
 }
 
@@ -143,7 +143,7 @@ impl Cow {
     }
 
     fn number(&self, at: usize, len: usize) -> u64 {
-        self.bytes[at..at + len].iter().rev().fold(0, |sum, byte| sum << 8 | u64::from(*byte))
+        self.bytes[at..at + len].iter().rev().fold(0, |sum, byte| (sum << 8) | u64::from(*byte))
     }
 
     /// Which of the store's chunks the snapshot's chunks lie in; none if the store is no good.
@@ -206,7 +206,7 @@ fn crc(before: u32, bytes: &[u8]) -> u32 {
     for byte in bytes {
         crc ^= u32::from(*byte);
         for _ in 0..8 {
-            crc = crc >> 1 ^ if crc & 1 == 1 { 0xedb8_8320 } else { 0 };
+            crc = (crc >> 1) ^ if crc & 1 == 1 { 0xedb8_8320 } else { 0 };
         }
     }
     !crc

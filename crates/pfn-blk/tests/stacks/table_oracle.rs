@@ -10,7 +10,8 @@ use pfn_blk::table;
 pub(crate) fn check(text: &str) {
     match (table::parse(text), canonical(text)) {
         (Ok(lines), Some(expected)) => {
-            let printed: String = lines.iter().map(|line| format!("{line}\n")).collect();
+            let printed = lines.iter().flat_map(|line| [line.to_string(), "\n".to_owned()]);
+            let printed: String = printed.collect();
             assert_eq!(printed, expected);
             let again = table::parse(&printed).expect("what is printed can be read");
             assert!(again.iter().map(ToString::to_string).eq(printed.lines()));
