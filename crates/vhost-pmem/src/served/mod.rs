@@ -48,7 +48,8 @@ pub enum ServeWindowError {
     NoFuse,
     /// The process must not mount.
     #[error(
-        "a served window needs a FUSE mount, and this process must not mount; run it as root, or allow unprivileged user namespaces"
+        "a served window needs a FUSE mount, and this process must not mount; run it as root, or \
+         allow unprivileged user namespaces"
     )]
     NotAllowed,
     /// The mount failed.

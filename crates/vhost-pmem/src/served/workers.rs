@@ -32,14 +32,14 @@ use super::mount::Mounted;
 /// Enough for those that wait for a disk not to hold up others.
 const WORKERS: usize = 4;
 
-/// Begins to serve `region` as a file of `size`. Returns the file, opened as often as asked for, and
-/// the thread that ends when all who have it open have closed it.
+/// Begins to serve `region` as a file of `size`. Returns the file, opened twice, and the thread that
+/// ends when all who have it open have closed it.
 ///
 /// The workers use fds as they are now, so the region must have opened all that it will.
-pub(super) fn begin<const N: usize>(
+pub(super) fn begin(
     region: &Arc<Region>,
     size: NrPages,
-) -> Result<([File; N], JoinHandle<()>), ServeWindowError> {
+) -> Result<([File; 2], JoinHandle<()>), ServeWindowError> {
     let (ready, is_ready) = channel();
     let (opened, is_opened) = channel();
     let region = Arc::clone(region);
@@ -47,6 +47,21 @@ pub(super) fn begin<const N: usize>(
         .name("served window".to_owned())
         .spawn(move || run(region, size, &ready, &is_opened))
         .map_err(ServeWindowError::Session)?;
+    match open_twice(&is_ready, opened) {
+        Ok(files) => Ok((files, thread)),
+        Err(error) => {
+            // Nobody has the file open, so it ends; and its copy of the region before the caller's.
+            let _ = thread.join();
+            Err(error)
+        }
+    }
+}
+
+/// Opens the file, once there is one to open.
+fn open_twice(
+    is_ready: &Receiver<Result<PathBuf, ServeWindowError>>,
+    opened: Sender<()>,
+) -> Result<[File; 2], ServeWindowError> {
     let gone = || ServeWindowError::Session(io::Error::other("its thread is gone"));
     let root = is_ready.recv().map_err(|_| gone())??;
     let open = || -> io::Result<File> {
@@ -54,13 +69,11 @@ pub(super) fn begin<const N: usize>(
         std::fs::metadata(&root)?;
         Ok(rustix::fs::open(&root, OFlags::RDWR | OFlags::CLOEXEC, Mode::empty())?.into())
     };
-    let mut files = Vec::new();
-    for _ in 0..N {
-        files.push(open().map_err(ServeWindowError::Open)?);
-    }
-    opened.send(()).map_err(|_| gone())?;
-    let files = files.try_into().expect("as many as were opened");
-    Ok((files, thread))
+    let open = || open().map_err(ServeWindowError::Open);
+    let files = [open()?, open()?];
+    // The thread waits for this to be gone.
+    drop(opened);
+    Ok(files)
 }
 
 /// In a thread of its own: serves until nobody has the file open any more.
