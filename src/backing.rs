@@ -5,7 +5,7 @@
 use std::path::Path;
 use std::sync::Arc;
 
-use anyhow::{Context, anyhow};
+use anyhow::{Chain, Context, anyhow};
 use pfn_blk::table::{self, Line, OpenTable, Position};
 use pfn_blk::{
     Access, FileStore, InvalidPages, InvalidStore, MemoryStore, Mirror, NrPages, Pagemap, Region,
@@ -138,19 +138,14 @@ pub(crate) fn describe(window: &Window, size: NrPages) -> String {
     match window {
         Window::Direct { mappings } => format!("direct, in {mappings} mappings"),
         Window::Served { because, size: shown } => {
-            let because = because.as_ref().map(|error| format!(", because {}", chain(error)));
+            let because = because.as_ref().map(|error| {
+                let causes: Vec<_> = Chain::new(error).map(ToString::to_string).collect();
+                format!(", because {}", causes.join(": "))
+            });
             let tail = (*shown > size)
                 .then(|| format!("; behind its end are zeroes, up to {}", ByteSize(shown.bytes())));
             format!("served{}{}", because.unwrap_or_default(), tail.unwrap_or_default())
         }
-    }
-}
-
-/// An error and what caused it.
-fn chain(error: &dyn std::error::Error) -> String {
-    match error.source() {
-        Some(source) => format!("{error}: {}", chain(source)),
-        None => error.to_string(),
     }
 }
 

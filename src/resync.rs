@@ -7,7 +7,7 @@ use std::io;
 use std::sync::Arc;
 
 use pfn_blk::table::Position;
-use pfn_blk::{Access, LegState, Mirror, Target};
+use pfn_blk::{Access, Mirror, Target};
 use tracing::{info, warn};
 
 /// Brings up the legs of `mirrors` that may differ, one mirror after another.
@@ -22,13 +22,12 @@ pub(crate) fn begin(mirrors: Vec<(Position, Arc<Mirror>)>) -> io::Result<()> {
 
 fn resync(position: Position, mirror: &Mirror) {
     let before = mirror.status();
-    let is_whole = before.stale == 0 && before.legs.iter().all(|leg| *leg == LegState::Healthy);
-    if is_whole || mirror.access() == Access::ReadOnly {
+    if (before.stale == 0 && before.is_healthy()) || mirror.access() == Access::ReadOnly {
         return;
     }
     info!(%position, regions = before.stale, "mirror: copying what the legs may differ in");
     match mirror.resync() {
-        Ok(status) if status.legs.iter().all(|leg| *leg == LegState::Healthy) => {
+        Ok(status) if status.is_healthy() => {
             info!(%position, "mirror: all legs are the same");
         }
         Ok(_) => warn!(%position, "mirror: a leg failed while it was brought up"),

@@ -3,10 +3,11 @@
 //! Claims: pages that a target has to itself.
 
 use std::collections::BTreeMap;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex};
 
 use thiserror::Error;
 
+use crate::lock::lock;
 use crate::page::{Pgoff, PgoffRange};
 use crate::pagemap::Pagemap;
 use crate::store::Access;
@@ -29,12 +30,12 @@ pub(crate) struct Claims(Mutex<BTreeMap<u64, u64>>);
 impl Claims {
     /// The first of `pages` that is claimed.
     pub(crate) fn first(&self, pages: PgoffRange) -> Option<Pgoff> {
-        let runs = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let runs = lock(&self.0);
         first(&runs, pages)
     }
 
     fn add(&self, pages: PgoffRange) -> Result<(), Pgoff> {
-        let mut runs = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut runs = lock(&self.0);
         match first(&runs, pages) {
             Some(at) => Err(at),
             None => {
@@ -45,7 +46,7 @@ impl Claims {
     }
 
     fn remove(&self, pages: PgoffRange) {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner).remove(&pages.start().get());
+        lock(&self.0).remove(&pages.start().get());
     }
 }
 

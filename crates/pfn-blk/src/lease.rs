@@ -4,10 +4,11 @@
 
 use std::fmt;
 use std::os::fd::BorrowedFd;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex};
 
 use thiserror::Error;
 
+use crate::lock::lock;
 use crate::page::{NrPages, PfnRange, Pgoff, PgoffRange};
 use crate::pagemap::Pagemap;
 use crate::store::Access;
@@ -46,7 +47,7 @@ struct State {
 
 impl Revokers {
     fn add(&self, revoke: Revoke) -> u64 {
-        let mut state = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut state = lock(&self.0);
         let id = state.next;
         state.next += 1;
         state.holders.push((id, revoke));
@@ -54,7 +55,7 @@ impl Revokers {
     }
 
     fn remove(&self, id: u64) {
-        let mut state = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut state = lock(&self.0);
         // The closure may own anything, and is dropped without the lock.
         let at = state.holders.iter().position(|(have, _)| *have == id);
         let removed = at.map(|at| state.holders.remove(at));
@@ -65,7 +66,7 @@ impl Revokers {
     /// Tells them all, the last one that came first, without holding a lock.
     pub(crate) fn revoke_all(&self) {
         loop {
-            let last = self.0.lock().unwrap_or_else(PoisonError::into_inner).holders.pop();
+            let last = lock(&self.0).holders.pop();
             match last {
                 Some((_, revoke)) => revoke(),
                 None => return,

@@ -85,6 +85,7 @@ mod bio;
 mod claim;
 mod extent;
 mod lease;
+mod lock;
 mod page;
 mod pagemap;
 mod persist;

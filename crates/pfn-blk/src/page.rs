@@ -17,6 +17,9 @@ pub const PAGE_SIZE: u64 = 1 << PAGE_SHIFT;
 /// Page numbers stay below this, so that every byte offset fits a signed 64-bit `off_t`.
 pub const PAGES_MAX: u64 = 1 << (63 - PAGE_SHIFT);
 
+/// Pages of a [piece](PageRange::pieces).
+const PIECE_PAGES: u64 = 256;
+
 /// A number of bytes or pages that is no valid size, offset or range.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Error)]
 #[non_exhaustive]
@@ -236,6 +239,18 @@ impl<I: PageIndex> PageRange<I> {
         let start = front.start.get() + front.nr_pages.get();
         let nr_pages = NrPages::try_new(self.end().checked_sub(start)?).ok()?;
         Self::try_new(I::try_new(start).ok()?, nr_pages).ok()
+    }
+
+    /// The range in pieces of at most 1 MiB, in order: as much as is copied through a buffer.
+    pub(crate) fn pieces(self) -> impl Iterator<Item = Self> {
+        let mut rest = Some(self);
+        std::iter::from_fn(move || {
+            let pages = rest?;
+            let nr_pages = NrPages::try_new(pages.nr_pages.get().min(PIECE_PAGES)).ok()?;
+            let piece = Self::try_new(pages.start, nr_pages).ok()?;
+            rest = pages.behind(piece);
+            Some(piece)
+        })
     }
 
     /// The range of the same length that starts as far behind `to` as this one starts behind

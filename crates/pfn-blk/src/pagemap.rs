@@ -4,13 +4,14 @@
 
 use std::fmt;
 use std::io;
-use std::sync::{Arc, Mutex, PoisonError, Weak};
+use std::sync::{Arc, Mutex, Weak};
 use std::time::Duration;
 
 use crate::bio::{BioError, BioVec, Buffer};
 use crate::claim::Claims;
 use crate::extent::{Extent, NotDirect};
 use crate::lease::{Revokers, StoreDisabled};
+use crate::lock::lock;
 use crate::page::{NrPages, Pfn, PfnRange, Pgoff, PgoffRange};
 use crate::persist::{PersistError, SyncPoint, SyncSet};
 use crate::store::{Access, Store};
@@ -130,7 +131,7 @@ impl Pagemap {
         if self.store.access() == Access::ReadOnly {
             return Ok(());
         }
-        let mut failed = self.failed.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut failed = lock(&self.failed);
         let store = || self.store.name().to_owned();
         if let Some(source) = &*failed {
             return Err(PersistError::Failed { store: store(), source: Arc::clone(source) });

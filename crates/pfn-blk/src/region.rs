@@ -135,7 +135,7 @@ impl Region {
         for lease in pinned.runs() {
             let run = PgoffRange::try_new(start, lease.nr_pages());
             let run = run.expect("a piece of a range is a range");
-            for (piece, at) in pieces(run).zip(pieces(lease.pages())) {
+            for (piece, at) in run.pieces().zip(lease.pages().pieces()) {
                 let len = usize::try_from(piece.nr_pages().bytes()).expect("a piece is small");
                 buffer.resize(len, 0);
                 let store = lease.pagemap();
@@ -195,18 +195,6 @@ impl Region {
         }
         Err(OutOfRange { pages, region: self.nr_pages() })
     }
-}
-
-/// `pages` in pieces of at most 1 MiB.
-fn pieces(pages: PgoffRange) -> impl Iterator<Item = PgoffRange> {
-    let mut rest = Some(pages);
-    std::iter::from_fn(move || {
-        let pages = rest?;
-        let nr_pages = NrPages::try_new(pages.nr_pages().get().min(256)).ok()?;
-        let piece = PgoffRange::try_new(pages.start(), nr_pages).ok()?;
-        rest = pages.behind(piece);
-        Some(piece)
-    })
 }
 
 /// Walks a target's extents and joins those that lie one after another in a store.

@@ -7,7 +7,7 @@ use thiserror::Error;
 
 use crate::served::ServeWindowError;
 
-/// More extents than this are refused: each is a mapping in the frontend and a memory slot of the
+/// More extents than this are not mapped directly: each is a mapping in the frontend and a memory slot of the
 /// guest.
 pub const EXTENTS_MAX: usize = 64;
 
@@ -77,9 +77,6 @@ pub enum InvalidWindow {
         /// What it takes.
         alignment: NrPages,
     },
-    /// A size whose next power of two is too large.
-    #[error("the region is too large to be shown as a power of two")]
-    TooLarge,
     /// A window that can't be served here.
     #[error("the region can't be served")]
     Served(#[from] ServeWindowError),
@@ -106,7 +103,7 @@ pub fn choose(region: &Region, choice: WindowChoice) -> Result<Window, InvalidWi
     };
     let served = |because| {
         let pages = region.nr_pages().get().next_power_of_two();
-        let size = NrPages::try_new(pages).map_err(|_| InvalidWindow::TooLarge)?;
+        let size = NrPages::try_new(pages).expect("the most pages there can be are a power of two");
         Ok(Window::Served { because, size })
     };
     match (choice, direct()) {

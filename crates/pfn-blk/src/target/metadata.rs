@@ -104,13 +104,21 @@ pub(super) fn encode<H: Header>(header: &H) -> Vec<u8> {
     page
 }
 
-/// The header of a device; none if there is a blank page.
+/// The header of a device; none if that is blank, as then must be the first page of what it leads
+/// to, `follows`.
 ///
 /// A process that wrote it may have ended before it was synced. Were it lost with the power later,
 /// what is written now would be found under the header of before; so it is synced first.
-pub(super) fn load<H: Header>(device: &dyn Target) -> Result<Option<H>, InvalidMetadata> {
+pub(super) fn load<H: Header>(
+    device: &dyn Target,
+    follows: u64,
+) -> Result<Option<H>, InvalidMetadata> {
     persist_all(device)?;
-    decode(&read(device, range(0, 1))?)
+    let header = decode(&read(device, range(0, 1))?)?;
+    if header.is_none() && !is_blank(&read(device, range(follows, 1))?) {
+        return Err(InvalidMetadata::HeaderLost);
+    }
+    Ok(header)
 }
 
 fn decode<H: Header>(page: &[u8]) -> Result<Option<H>, InvalidMetadata> {
@@ -131,7 +139,7 @@ fn decode<H: Header>(page: &[u8]) -> Result<Option<H>, InvalidMetadata> {
     Ok(Some(header))
 }
 
-pub(super) fn is_blank(bytes: &[u8]) -> bool {
+fn is_blank(bytes: &[u8]) -> bool {
     bytes.iter().all(|byte| *byte == 0)
 }
 

@@ -32,6 +32,14 @@ fn log_of_another_mirror_is_refused() {
     assert!(open(1, LEG_PAGES).ends_with("it was made with region size in pages 2, not 1"));
 }
 
+/// Changes what stands in the log.
+fn damage(parts: &Parts, change: impl FnOnce(&mut [u8])) {
+    let log = Region::try_new(Arc::clone(&parts.log.pagemap) as Arc<dyn Target>).unwrap();
+    let mut bytes = read(&*parts.log.pagemap);
+    change(&mut bytes);
+    log.write(log.pages(), &bytes).unwrap();
+}
+
 proptest! {
     /// Whatever is done to a log that was good: it is refused, or it still says all that it did.
     #[test]
@@ -55,14 +63,12 @@ proptest! {
         let (states_before, stale_before) = (states(&mirror), mirror.status().stale);
         drop(mirror);
 
-        let log = Region::try_new(Arc::clone(&parts.log.pagemap) as Arc<dyn Target>).unwrap();
-        let mut bytes = read(&*parts.log.pagemap);
-        // Where something stands.
-        let at = [0, 4096][at.index(2)] + at.index(1024);
-        let end = (at + len).min(bytes.len());
-        bytes[at..end].iter_mut().for_each(|byte| *byte = with.unwrap_or(!*byte));
-        log.write(log.pages(), &bytes).unwrap();
-        drop(log);
+        damage(&parts, |bytes| {
+            // Where something stands.
+            let at = [0, 4096][at.index(2)] + at.index(1024);
+            let end = (at + len).min(bytes.len());
+            bytes[at..end].iter_mut().for_each(|byte| *byte = with.unwrap_or(!*byte));
+        });
         if let Ok((mirror, _)) = parts.try_open(InSync::AsLogged) {
             prop_assert!(mirror.status().stale >= stale_before);
             prop_assert_eq!(states(&mirror), states_before);
@@ -76,27 +82,19 @@ fn damaged_bitmap_has_all_its_regions_copied() {
     let (_, region) = parts.open(InSync::Yes);
     write(&region, 0, 1).unwrap();
     drop(region);
-    let log = Region::try_new(Arc::clone(&parts.log.pagemap) as Arc<dyn Target>).unwrap();
-    let mut bytes = read(&*parts.log.pagemap);
-    bytes[4096] = 0;
-    log.write(log.pages(), &bytes).unwrap();
-    drop(log);
+    damage(&parts, |bytes| bytes[4096] = 0);
     let (mirror, _) = parts.open(InSync::AsLogged);
     assert_eq!((mirror.status().stale, states(&mirror)), (8, vec![Healthy, Recovering]));
 }
 
 #[test]
 fn damaged_header_is_refused_by_what_is_wrong() {
-    let refused = |damage: &dyn Fn(&mut [u8])| {
+    let refused = |change: &dyn Fn(&mut [u8])| {
         let parts = Parts::new();
         let (_, region) = parts.open(InSync::Yes);
         write(&region, 0, 1).unwrap();
         drop(region);
-        let log = Region::try_new(Arc::clone(&parts.log.pagemap) as Arc<dyn Target>).unwrap();
-        let mut bytes = read(&*parts.log.pagemap);
-        damage(&mut bytes);
-        log.write(log.pages(), &bytes).unwrap();
-        drop(log);
+        damage(&parts, change);
         match parts.try_open(InSync::AsLogged) {
             Err(InvalidMirror::Metadata(error)) => error,
             other => panic!("{:?}", other.map(|(mirror, _)| mirror)),

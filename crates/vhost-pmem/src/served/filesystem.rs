@@ -18,7 +18,7 @@ use tracing::{error, warn};
 
 use crate::throttle::Throttle;
 
-/// The largest request. Its buffer is taken per thread, and touched as far as it is used.
+/// The largest request.
 const REQUEST_BYTES: u32 = 1 << 20;
 /// How many requests of readahead and writeback the kernel may have under way.
 const BACKGROUND: u16 = 64;

@@ -17,7 +17,7 @@ use crate::page::{NrPages, PgoffRange};
 use crate::persist::persist_all;
 use crate::target::Target;
 use crate::target::metadata::{
-    self, Header, InvalidMetadata, PAGE_BYTES, SECTOR_BYTES, check, is_blank, range,
+    self, Header, InvalidMetadata, PAGE_BYTES, SECTOR_BYTES, check, range,
 };
 
 /// More regions than this take too much memory: 16 MiB for their bits.
@@ -160,15 +160,7 @@ impl Log {
         if device.nr_pages() < least {
             return Err(InvalidMirror::SmallLog { log: device.nr_pages(), least });
         }
-        let read = |pages| metadata::read(&**device, pages).map_err(InvalidMetadata::Read);
-        let header = metadata::load::<LogHeader>(&**device)?;
-        let bitmap = read(range(1, pages))?;
-        let Some(header) = header else {
-            return match is_blank(&bitmap[..SECTOR_BYTES]) {
-                true => Ok(()),
-                false => Err(InvalidMetadata::HeaderLost.into()),
-            };
-        };
+        let Some(header) = metadata::load::<LogHeader>(&**device, 1)? else { return Ok(()) };
         let Geometry { nr_pages, region, legs } = self.geometry;
         check("size in pages", header.nr_pages.get(), nr_pages.get())?;
         check("region size in pages", header.region.get(), region.get())?;
@@ -178,6 +170,7 @@ impl Log {
         // One leg has everything, always.
         let behind = behind.filter(|behind| behind.count_ones() < legs);
         self.behind = behind.ok_or(InvalidMetadata::Header)?;
+        let bitmap = metadata::read(&**device, range(1, pages)).map_err(InvalidMetadata::Read)?;
         let sectors = <[Sector]>::ref_from_bytes(&bitmap).expect("a page is full of sectors");
         for (number, sector) in (0..).zip(sectors) {
             let first = number * SECTOR_BITS;

@@ -6,17 +6,18 @@ mod log;
 
 use std::fmt;
 use std::sync::atomic::{AtomicU16, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard};
 
 use thiserror::Error;
 use tracing::warn;
 
 use self::log::{Geometry, Log};
-use super::metadata::{self, InvalidMetadata, range};
+use super::metadata::{self, InvalidMetadata};
 use super::{InvalidLinear, Linear, Target, access_of};
 use crate::bio::{BioError, BioVec, Buffer, Direction};
 use crate::claim::{Claim, Claimed};
 use crate::extent::{Extent, NotDirect, NotDirectReason};
+use crate::lock::lock;
 use crate::page::{InvalidPages, NrPages, Pgoff, PgoffRange};
 use crate::pagemap::Pagemap;
 use crate::persist::{PersistError, SyncPoint, SyncSet, persist_all};
@@ -26,8 +27,6 @@ use crate::store::Access;
 const LEGS_MAX: usize = 8;
 /// As many locks as are shared out among the regions.
 const REGION_LOCKS: u64 = 64;
-/// How much a resync copies at a time, in pages.
-const COPY_PAGES: u64 = 256;
 
 /// Legs and a log that make no mirror.
 #[derive(Debug, Clone, Error)]
@@ -125,6 +124,13 @@ pub struct MirrorStatus {
     pub regions: u64,
 }
 
+impl MirrorStatus {
+    /// Whether all legs have all that was written.
+    pub fn is_healthy(&self) -> bool {
+        self.legs.iter().all(|leg| *leg == LegState::Healthy)
+    }
+}
+
 /// The same pages on several legs, as in Linux's `dm-mirror`.
 ///
 /// Reads go to the first healthy leg, writes and persists to all. A leg that fails what another one
@@ -198,10 +204,6 @@ pub struct Mirror {
     /// Held during a resync.
     resyncing: Mutex<()>,
     _claims: Vec<Vec<Claim>>,
-}
-
-fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 /// The bit of a leg.
@@ -349,9 +351,7 @@ impl Mirror {
 
     fn copy_region(&self, region: u64) -> Result<(), BioError> {
         let _region = self.lock_region(region);
-        let mut rest = Some(self.geometry.pages_of(region));
-        while let Some(pages) = rest {
-            let piece = range(pages.start().get(), COPY_PAGES.min(pages.nr_pages().get()));
+        for piece in self.geometry.pages_of(region).pieces() {
             let mut data = metadata::buffer(piece.nr_pages());
             let from = self.read(BioVec::try_new(piece, Buffer::Read(&mut data))?)?;
             for leg in self.written_legs().filter(|leg| *leg != from) {
@@ -360,7 +360,6 @@ impl Mirror {
                     self.drop_leg(leg, &error);
                 }
             }
-            rest = pages.behind(piece);
         }
         let mut log = lock(&self.log);
         if self.states().failed == 0 {

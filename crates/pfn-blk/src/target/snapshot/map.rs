@@ -9,15 +9,14 @@ use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
 
 use super::InvalidSnapshot;
 use super::layout::{ENTRIES_PER_PAGE, Layout};
-use crate::bio::BioError;
 use crate::page::{NrPages, PgoffRange};
 use crate::target::Target;
-use crate::target::metadata::{self, Header, InvalidMetadata, PAGE_BYTES, check, is_blank, range};
+use crate::target::metadata::{self, Header, InvalidMetadata, PAGE_BYTES, check, range};
 
 /// What the COW store's header says. The entries it counts are good, those behind are not there.
 #[derive(Debug, Clone, Copy, FromBytes, IntoBytes, KnownLayout, Immutable)]
 #[repr(C)]
-pub(super) struct CowHeader {
+struct CowHeader {
     nr_pages: U64,
     chunk: U64,
     /// How many entries the map has.
@@ -71,13 +70,8 @@ impl Map {
     /// Reads the map of a COW store; none if the store is blank.
     pub(super) fn load(cow: &dyn Target, layout: Layout) -> Result<Option<Self>, InvalidSnapshot> {
         let read = |pages| metadata::read(cow, pages).map_err(InvalidMetadata::Read);
-        let header = metadata::load::<CowHeader>(cow)?;
-        let first = || read(range(layout.map_page(0), 1));
-        let Some(header) = header else {
-            return match is_blank(&first()?) {
-                true => Ok(None),
-                false => Err(InvalidMetadata::HeaderLost.into()),
-            };
+        let Some(header) = metadata::load::<CowHeader>(cow, layout.map_page(0))? else {
+            return Ok(None);
         };
         check("size in pages", header.nr_pages.get(), layout.nr_pages.get())?;
         check("chunk size in pages", header.chunk.get(), layout.chunk.get())?;
@@ -213,10 +207,4 @@ fn index(count: u64) -> usize {
 /// How many of `count` entries stand in the page that starts with entry `first`.
 fn page_entries(first: u64, count: u64) -> usize {
     index((count - first).min(ENTRIES_PER_PAGE))
-}
-
-impl From<BioError> for InvalidSnapshot {
-    fn from(error: BioError) -> Self {
-        Self::Metadata(error.into())
-    }
 }

@@ -5,7 +5,7 @@
 mod layout;
 mod map;
 
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
+use std::sync::{Arc, Mutex, PoisonError, RwLock};
 
 use thiserror::Error;
 
@@ -16,6 +16,7 @@ use super::metadata::{self, InvalidMetadata, range};
 use crate::bio::{BioError, BioVec, Buffer, Direction};
 use crate::claim::{Claim, Claimed};
 use crate::extent::{Extent, NotDirect, NotDirectReason};
+use crate::lock::lock;
 use crate::page::{InvalidPages, NrPages, PAGE_SIZE, PgoffRange};
 use crate::pagemap::Pagemap;
 use crate::persist::{PersistError, SyncPoint, SyncSet, persist_all};
@@ -165,10 +166,6 @@ struct Committed {
     count: u64,
     /// Why nobody knows any more what it says. Final: a chunk that it gives away must not be used.
     failed: Option<PersistError>,
-}
-
-fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 impl Snapshot {
