@@ -2,12 +2,10 @@
 
 //! More than one device, and devices of more than one file.
 
-use std::path::Path;
-use std::process::Command;
-
 use guest_harness::{Daemon, Lab};
 
 use crate::filesystem::Filesystem;
+use crate::loop_device::LoopDevice;
 use crate::{DAEMON, guest, on_ext4_and_xfs, pages_of, serve, serve_table, sparse_file};
 
 on_ext4_and_xfs! {
@@ -66,24 +64,6 @@ fn files_joined_by_a_linear_table_are_one_device(filesystem: Filesystem) {
     assert!(pages.iter().all(|&pages| pages > 0), "{pages:?}");
 }
 
-/// A loop device over a file; only root can make one.
-struct LoopDevice(String);
-
-impl LoopDevice {
-    fn over(file: &Path) -> Option<Self> {
-        let made = Command::new("losetup").args(["--find", "--show"]).arg(file).output().ok()?;
-        let name = String::from_utf8(made.stdout).unwrap().trim().to_owned();
-        made.status.success().then_some(Self(name))
-    }
-}
-
-impl Drop for LoopDevice {
-    fn drop(&mut self) {
-        let detached = Command::new("losetup").args(["--detach", &self.0]).status();
-        assert!(detached.is_ok_and(|status| status.success()) || std::thread::panicking());
-    }
-}
-
 #[test]
 fn block_device_serves_as_a_file_does() {
     let lab = Lab::open().unwrap();
@@ -94,8 +74,9 @@ fn block_device_serves_as_a_file_does() {
         eprintln!("not tested: no loop device can be made here, which takes root");
         return;
     };
-    let daemon = Daemon::start(DAEMON, ["--file", &device.0]).unwrap();
-    let second = Daemon::start(DAEMON, ["--file", &device.0]).err().unwrap().to_string();
+    let daemon = Daemon::start(DAEMON, ["--file".as_ref(), device.path()]).unwrap();
+    let second =
+        Daemon::start(DAEMON, ["--file".as_ref(), device.path()]).err().unwrap().to_string();
     assert!(second.contains("busy: mounted, or in use"), "{second}");
 
     let script = Filesystem::Ext4.script(

@@ -4,6 +4,7 @@
 
 mod filesystem;
 mod layout;
+mod loop_device;
 mod persistence;
 mod refusal;
 mod served;

@@ -9,12 +9,13 @@ use std::rc::Rc;
 use std::sync::Arc;
 
 use pfn_blk::{
-    Access, Bio, BioError, FileStore, MemoryStore, NrPages, Pagemap, PfnSpace, Region, Store,
-    SyncSet, Target,
+    Access, Bio, BioError, FileStore, HookedStore, MemoryStore, NrPages, Pagemap, PfnSpace, Region,
+    Store, SyncSet, Target,
 };
 use proptest::prelude::*;
 use proptest::sample::Index;
 
+use crate::loop_device::LoopDevice;
 use crate::model::{Model, Page, cases, fill, range};
 use crate::stack::{Built, Stack, any_stack};
 
@@ -329,7 +330,16 @@ fn each_store_alone_does_as_the_model() {
     let nr_pages = NrPages::try_new(6).unwrap();
     check_store(Box::new(MemoryStore::new("memory", nr_pages).unwrap()));
     let dir = tempfile::tempdir().unwrap();
-    check_store(Box::new(FileStore::open_sized(&dir.path().join("file"), nr_pages).unwrap().0));
+    let file = dir.path().join("file");
+    check_store(Box::new(FileStore::open_sized(&file, nr_pages).unwrap().0));
+    let memory = MemoryStore::new("memory", nr_pages).unwrap();
+    check_store(Box::new(HookedStore::new(memory, |_| Ok(()))));
+    std::fs::write(&file, vec![0; 6 * 4096]).unwrap();
+    let Some(device) = LoopDevice::over(&file) else {
+        eprintln!("not tested: no loop device can be made here, which takes root");
+        return;
+    };
+    check_store(Box::new(FileStore::open(device.path(), Access::ReadWrite).unwrap()));
 }
 
 #[test]

@@ -8,6 +8,8 @@ mod cow_oracle;
 mod crashes;
 mod faults;
 mod lifetimes;
+#[path = "../../../../tests/guest/loop_device.rs"]
+mod loop_device;
 mod mirror;
 mod mirror_log;
 mod model;
