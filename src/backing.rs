@@ -31,6 +31,9 @@ pub(crate) struct Backing {
 
 /// Whether what the user asked for may take a served window.
 pub(crate) fn may_be_served(args: &BackingArgs) -> bool {
+    if args.publish.is_some() {
+        return true;
+    }
     let needs = args.table.is_some() || args.overlay.is_some() || args.read_only;
     match args.window {
         WindowArg::Auto => needs,
@@ -55,7 +58,7 @@ fn open_alone(path: &Path, args: &BackingArgs) -> anyhow::Result<Backing> {
     let target: Arc<dyn Target> = match &args.overlay {
         Some(overlay) => open_overlay(&mut set, path, overlay).with_context(context)?,
         None if args.read_only => set.open(path, Access::ReadOnly).with_context(context)?,
-        None => set.add(open_file(path, args.size, args.window)?).with_context(context)?,
+        None => set.add(open_file(path, args)?).with_context(context)?,
     };
     let stores = set.stores().map(Arc::clone).collect();
     let region = Region::try_new(target)?;
@@ -84,9 +87,9 @@ fn open_overlay(set: &mut StoreSet, base: &Path, overlay: &Path) -> anyhow::Resu
     Ok(Arc::new(snapshot))
 }
 
-fn open_file(path: &Path, size: Option<ByteSize>, window: WindowArg) -> anyhow::Result<FileStore> {
+fn open_file(path: &Path, args: &BackingArgs) -> anyhow::Result<FileStore> {
     let shown = path.display();
-    let Some(size) = size else {
+    let Some(size) = args.size else {
         return FileStore::open(path, Access::ReadWrite).map_err(|error| {
             let mend = match &error {
                 InvalidStore::Missing => "; give --size SIZE to create it",
@@ -99,7 +102,7 @@ fn open_file(path: &Path, size: Option<ByteSize>, window: WindowArg) -> anyhow::
     };
     let pages = NrPages::try_from_bytes(size.0).with_context(|| format!("--size {}", size.0))?;
     // Before the file is made or grown for nothing.
-    if !matches!(window, WindowArg::Served) {
+    if !matches!(args.window, WindowArg::Served) && args.publish.is_none() {
         check_size(pages).map_err(|error| anyhow!("--size {}: {error}", size.0))?;
     }
     let (store, sizing) =

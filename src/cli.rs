@@ -52,10 +52,10 @@ pub(crate) enum Command {
 }
 
 #[derive(Debug, Args)]
-#[group(required = true, multiple = false)]
+#[group(multiple = false)]
 pub(crate) struct EndpointArgs {
     /// Listen on this Unix socket; one that a dead process left behind is replaced
-    #[arg(long, value_name = "PATH")]
+    #[arg(long, value_name = "PATH", required_unless_present_any = ["fd", "publish"])]
     pub(crate) socket_path: Option<PathBuf>,
 
     /// Use this inherited file descriptor: a Unix socket that listens, or one that is connected to a
@@ -95,6 +95,12 @@ pub(crate) struct BackingArgs {
     /// that is possible
     #[arg(long, value_name = "WINDOW", value_enum, default_value_t)]
     pub(crate) window: WindowArg,
+
+    /// Show the file of the served window at this path, for a VMM whose own persistent memory device
+    /// maps a file; no socket is needed then. An empty file is made there, or is there already:
+    /// whoever may open that may open the window
+    #[arg(long, value_name = "PATH", conflicts_with = "window")]
+    pub(crate) publish: Option<PathBuf>,
 }
 
 #[derive(Debug, Clone, Copy, Default, ValueEnum)]

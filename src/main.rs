@@ -38,6 +38,8 @@ fn main() -> ExitCode {
         .with_target(false)
         .with_ansi(stderr().is_terminal())
         .with_writer(stderr)
+        // A log that nobody reads any more is no reason to panic.
+        .log_internal_errors(false)
         .init();
     let result = match &cli.command {
         Some(Command::Check { table, window }) => {
@@ -55,27 +57,50 @@ fn main() -> ExitCode {
 }
 
 fn serve(cli: &Cli) -> anyhow::Result<()> {
-    if backing::may_be_served(&cli.backing) {
+    // What is published is seen in the namespace that we were started in only.
+    if backing::may_be_served(&cli.backing) && cli.backing.publish.is_none() {
         // Before there is any other thread.
         if let Err(error) = vhost_pmem::allow_served_windows() {
             debug!(%error, "no user namespace; served windows take the right to mount");
         }
     }
     let endpoint = Endpoint::open(&cli.endpoint)?;
+    let publish = cli.backing.publish.as_deref();
     let Backing { region, stores, mirrors, .. } = backing::open(&cli.backing)?;
     let nr_pages = region.nr_pages();
     let size = ByteSize(nr_pages.bytes());
     let is_file = cli.backing.file.is_some();
-    let device = Device::try_new(region, cli.backing.window.into())
-        .map_err(|error| backing::explain(error, is_file))?;
-    let device = Arc::new(device);
+    let device = match publish {
+        Some(path) => Device::try_new_published(region, path),
+        None => Device::try_new(region, cli.backing.window.into()),
+    };
+    let device = Arc::new(device.map_err(|error| backing::explain(error, is_file))?);
     for store in stores.iter().map(|pagemap| pagemap.store()).filter(|one| !one.is_persistent()) {
         warn!(store = store.name(), "in memory: all that is flushed is lost without power");
     }
     resync::begin(mirrors).context("cannot begin to resync")?;
-    shutdown::on_signal(Arc::clone(&device), &endpoint).context("cannot set up signals")?;
+    let unlink = endpoint.as_ref().map(Endpoint::unlinker);
+    let tidy = || unlink.into_iter().for_each(|unlink| unlink());
+    shutdown::on_signal(Arc::clone(&device), tidy).context("cannot set up signals")?;
     let window = backing::describe(device.window(), nr_pages);
-    info!(%size, %window, socket = %endpoint, "waiting for a frontend");
+    if let Some(path) = publish {
+        info!(%size, %window, path = %path.display(), "published");
+    }
+    let served = match &endpoint {
+        Some(endpoint) => {
+            info!(%size, %window, socket = %endpoint, "waiting for a frontend");
+            serve_frontends(&device, endpoint)
+        }
+        // Until a signal comes.
+        None => loop {
+            std::thread::park();
+        },
+    };
+    device.withdraw();
+    served
+}
+
+fn serve_frontends(device: &Arc<Device>, endpoint: &Endpoint) -> anyhow::Result<()> {
     loop {
         device.serve_next(endpoint.listener()?)?;
         if endpoint.is_single() {

@@ -12,11 +12,12 @@ use signal_hook::iterator::Signals;
 use tracing::info;
 use vhost_pmem::Device;
 
-use crate::socket::Endpoint;
-
-/// Has the process end on a signal, with success, once the flushes that were taken are answered.
-/// A second signal ends it at once, should the storage hang.
-pub(crate) fn on_signal(device: Arc<Device>, endpoint: &Endpoint) -> io::Result<()> {
+/// Has the process end on a signal, with success, once the flushes that were taken are answered
+/// and `tidy` was called. A second signal ends it at once, should the storage hang.
+pub(crate) fn on_signal(
+    device: Arc<Device>,
+    tidy: impl FnOnce() + Send + 'static,
+) -> io::Result<()> {
     let ending = Arc::new(AtomicBool::new(false));
     for signal in [SIGTERM, SIGINT] {
         // In this order: the first signal finds the flag unset, and sets it.
@@ -24,13 +25,13 @@ pub(crate) fn on_signal(device: Arc<Device>, endpoint: &Endpoint) -> io::Result<
         flag::register(signal, Arc::clone(&ending))?;
     }
     let mut signals = Signals::new([SIGTERM, SIGINT])?;
-    let unlink = endpoint.unlinker();
     std::thread::Builder::new().name("signals".to_owned()).spawn(move || {
         let signal = signals.forever().next();
         info!(signal, "ending");
         let _answered = device.quiesce();
+        device.withdraw();
         device.write_back();
-        unlink();
+        tidy();
         std::process::exit(0);
     })?;
     Ok(())

@@ -10,7 +10,7 @@ use std::os::unix::fs::{FileTypeExt, MetadataExt};
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
 
-use anyhow::{Context, anyhow, bail};
+use anyhow::{Context, bail};
 use rustix::fs::FlockOperation;
 use tracing::info;
 
@@ -27,13 +27,17 @@ pub(crate) struct Endpoint {
 }
 
 impl Endpoint {
-    pub(crate) fn open(args: &EndpointArgs) -> anyhow::Result<Self> {
+    /// None if none was asked for.
+    pub(crate) fn open(args: &EndpointArgs) -> anyhow::Result<Option<Self>> {
         match (&args.socket_path, args.fd) {
             (Some(path), _) => {
-                bind(path).with_context(|| format!("cannot listen on {}", path.display()))
+                let bound = bind(path);
+                bound.with_context(|| format!("cannot listen on {}", path.display())).map(Some)
             }
-            (None, Some(fd)) => inherit(fd).with_context(|| format!("cannot use --fd {fd}")),
-            (None, None) => Err(anyhow!("no socket: give --socket-path or --fd")),
+            (None, Some(fd)) => {
+                inherit(fd).with_context(|| format!("cannot use --fd {fd}")).map(Some)
+            }
+            (None, None) => Ok(None),
         }
     }
 

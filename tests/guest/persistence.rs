@@ -2,12 +2,37 @@
 
 //! What a guest has synced is there: in the file, after a reboot, after a power-off, after a kill.
 
-use guest_harness::{Daemon, Lab};
+use std::path::PathBuf;
+use std::time::Duration;
+
+use guest_harness::{Daemon, Lab, VmBuilder};
+use tempfile::TempDir;
 
 use crate::filesystem::Filesystem;
-use crate::{guest, on_ext4_and_xfs, pages_of, serve};
+use crate::served::can_serve;
+use crate::{DAEMON, guest, pages_of, serve, sparse_file};
 
-on_ext4_and_xfs! {
+/// Runs each of the functions as a test on both filesystems, and on each kind of memory.
+macro_rules! on_all {
+    ($($name:ident)*) => {
+        mod ext4 {
+            $(#[test] fn $name() { super::on_device(super::$name, crate::Filesystem::Ext4); })*
+            mod published {
+                use super::super as tests;
+                $(#[test] fn $name() { tests::on_published(tests::$name, crate::Filesystem::Ext4); })*
+            }
+        }
+        mod xfs {
+            $(#[test] fn $name() { super::on_device(super::$name, crate::Filesystem::Xfs); })*
+            mod published {
+                use super::super as tests;
+                $(#[test] fn $name() { tests::on_published(tests::$name, crate::Filesystem::Xfs); })*
+            }
+        }
+    };
+}
+
+on_all! {
     mounted_with_dax_writes_land_in_the_host_file
     rebooted_within_one_qemu_finds_everything
     powered_off_and_booted_again_finds_everything
@@ -15,11 +40,113 @@ on_ext4_and_xfs! {
     eight_writers_with_fsync_at_once_lose_nothing
 }
 
-fn mounted_with_dax_writes_land_in_the_host_file(filesystem: Filesystem) {
+type Test = fn(&mut Memory, Filesystem);
+
+fn on_device(test: Test, filesystem: Filesystem) {
+    test(&mut Memory::new(false), filesystem);
+}
+
+fn on_published(test: Test, filesystem: Filesystem) {
+    if can_serve() {
+        let mut memory = Memory::new(true);
+        test(&mut memory, filesystem);
+        assert_eq!(pages_of(0, &memory.base()), PAGES, "the base was changed");
+    }
+}
+
+const SIZE: u64 = 512 << 20;
+const PAGES: usize = 512 << 20 >> 12;
+
+/// Persistent memory: our device on a file; or QEMU's own, on what was changed of a file, which the
+/// daemon publishes.
+struct Memory {
+    published: bool,
+    dir: TempDir,
+    daemon: Option<Daemon>,
+}
+
+impl Memory {
+    fn new(published: bool) -> Self {
+        let mut memory = Self { published, dir: tempfile::tempdir().unwrap(), daemon: None };
+        if published {
+            sparse_file(&memory.base(), SIZE);
+        }
+        memory.start();
+        memory
+    }
+
+    fn path(&self, name: &str) -> PathBuf {
+        self.dir.path().join(name)
+    }
+
+    fn base(&self) -> PathBuf {
+        self.path("base")
+    }
+
+    /// Where the pages are that the guest has synced.
+    fn file(&self) -> PathBuf {
+        self.path("pmem")
+    }
+
+    fn start(&mut self) {
+        let args = ["--publish", "--file", "--overlay"].map(Into::into);
+        let paths = [self.path("window"), self.base(), self.file()].map(PathBuf::into_os_string);
+        let daemon = match self.published {
+            false => serve(&self.file()),
+            true => Daemon::start(
+                DAEMON,
+                args.into_iter().zip(paths).flat_map(|(arg, path)| [arg, path]),
+            )
+            .unwrap(),
+        };
+        self.daemon = Some(daemon);
+    }
+
+    fn daemon(&self) -> &Daemon {
+        self.daemon.as_ref().unwrap()
+    }
+
+    /// Ends the daemon in order, and starts the next one.
+    fn restart(&mut self) {
+        let (status, _) = self.daemon.take().unwrap().terminate().unwrap();
+        assert!(status.success());
+        self.start();
+    }
+
+    /// After the VMM was killed: nothing is left of what was not synced, as far as we can help it.
+    fn lose_power(&mut self) {
+        if self.published {
+            self.daemon.take().unwrap().kill(Duration::from_secs(20)).unwrap();
+            self.start();
+        } else {
+            self.daemon().wait_for_log("frontend left").unwrap();
+        }
+    }
+
+    fn guest<'lab>(&self, lab: &'lab Lab, filesystem: Filesystem) -> VmBuilder<'lab> {
+        match self.published {
+            true => guest(lab, filesystem, &[]).own_virtio_pmem(self.path("window"), SIZE),
+            false => guest(lab, filesystem, &[self.daemon()]),
+        }
+    }
+
+    /// Boots a guest that does `body`, and powers off.
+    fn run(&self, lab: &Lab, filesystem: Filesystem, body: &str) -> String {
+        self.guest(lab, filesystem).script(&filesystem.script(body)).run().unwrap().serial
+    }
+}
+
+impl Drop for Memory {
+    fn drop(&mut self) {
+        // In order, so that nothing stays mounted.
+        if let Some(daemon) = self.daemon.take() {
+            let _ = daemon.terminate();
+        }
+    }
+}
+
+fn mounted_with_dax_writes_land_in_the_host_file(memory: &mut Memory, filesystem: Filesystem) {
     let lab = Lab::open().unwrap();
-    let dir = tempfile::tempdir().unwrap();
-    let file = dir.path().join("pmem");
-    let daemon = serve(&file);
     let script = filesystem.script(
         "mkfs /dev/pmem0
         mount_dax /dev/pmem0
@@ -29,11 +156,12 @@ fn mounted_with_dax_writes_land_in_the_host_file(filesystem: Filesystem) {
         echo MARK synced
         read forever < /dev/ttyS0",
     );
-    let vm = guest(&lab, filesystem, &[&daemon]).script(&script).boot().unwrap();
+    let vm = memory.guest(&lab, filesystem).script(&script).boot().unwrap();
     vm.wait_for("MARK synced").unwrap();
     let serial = vm.serial();
     let mount = serial.lines().find(|line| line.contains(" /mnt ")).unwrap();
     assert!(mount.contains("dax=always"), "{mount}");
+    let file = memory.file();
     assert_eq!((pages_of(0xa7, &file), pages_of(0xb3, &file)), (64, 32));
     vm.kill().unwrap();
 }
@@ -47,10 +175,8 @@ const WRITE: &str = "
 /// Checks what [`WRITE`] wrote.
 const VERIFY: &str = "(cd /mnt && md5sum -c sums)";
 
-fn rebooted_within_one_qemu_finds_everything(filesystem: Filesystem) {
+fn rebooted_within_one_qemu_finds_everything(memory: &mut Memory, filesystem: Filesystem) {
     let lab = Lab::open().unwrap();
-    let dir = tempfile::tempdir().unwrap();
-    let daemon = serve(&dir.path().join("pmem"));
     let script = filesystem.script(&format!(
         "if mount_dax /dev/pmem0 2>/dev/null; then
             {VERIFY}
@@ -66,39 +192,32 @@ fn rebooted_within_one_qemu_finds_everything(filesystem: Filesystem) {
         umount /mnt
         reboot -f"
     ));
-    let vm = guest(&lab, filesystem, &[&daemon]).allow_reboot().script(&script).boot().unwrap();
+    let vm = memory.guest(&lab, filesystem).allow_reboot().script(&script).boot().unwrap();
     vm.wait_for("MARK reset me").unwrap();
     vm.system_reset().unwrap();
     let outcome = vm.wait().unwrap().expect_success().unwrap();
     assert_eq!(outcome.serial.matches("dir/noise: OK").count(), 2);
-    assert_eq!(daemon.log().matches("guest activated the device").count(), 3);
+    if !memory.published {
+        let log = memory.daemon().log();
+        assert_eq!(log.matches("guest activated the device").count(), 3, "{log}");
+    }
 }
 
-/// Boots a guest that does `body`, and powers off.
-fn run(lab: &Lab, filesystem: Filesystem, daemon: &Daemon, body: &str) -> String {
-    let script = filesystem.script(body);
-    guest(lab, filesystem, &[daemon]).script(&script).run().unwrap().serial
-}
-
-fn powered_off_and_booted_again_finds_everything(filesystem: Filesystem) {
+fn powered_off_and_booted_again_finds_everything(memory: &mut Memory, filesystem: Filesystem) {
     let lab = Lab::open().unwrap();
-    let dir = tempfile::tempdir().unwrap();
-    let file = dir.path().join("pmem");
-    let daemon = serve(&file);
     let write = format!("mkfs /dev/pmem0; mount_dax /dev/pmem0; {WRITE}; umount /mnt");
-    run(&lab, filesystem, &daemon, &write);
+    memory.run(&lab, filesystem, &write);
     // The next frontend may as well meet the next daemon.
-    let (status, _) = daemon.terminate().unwrap();
-    assert!(status.success());
-    let daemon = serve(&file);
+    memory.restart();
     let verify = format!("mount_dax /dev/pmem0; {VERIFY}; umount /mnt; fsck /dev/pmem0");
-    run(&lab, filesystem, &daemon, &verify);
+    memory.run(&lab, filesystem, &verify);
 }
 
-fn killed_right_after_fsync_finds_what_was_synced_in_a_clean_filesystem(filesystem: Filesystem) {
+fn killed_right_after_fsync_finds_what_was_synced_in_a_clean_filesystem(
+    memory: &mut Memory,
+    filesystem: Filesystem,
+) {
     let lab = Lab::open().unwrap();
-    let dir = tempfile::tempdir().unwrap();
-    let daemon = serve(&dir.path().join("pmem"));
     let script = filesystem.script(&format!(
         "mkfs /dev/pmem0
         mount_dax /dev/pmem0
@@ -107,22 +226,19 @@ fn killed_right_after_fsync_finds_what_was_synced_in_a_clean_filesystem(filesyst
         echo MARK synced
         while :; do dd if=/dev/urandom of=/mnt/unsynced bs=64k count=4 status=none; done"
     ));
-    let vm = guest(&lab, filesystem, &[&daemon]).script(&script).boot().unwrap();
+    let vm = memory.guest(&lab, filesystem).script(&script).boot().unwrap();
     vm.wait_for("MARK synced").unwrap();
     vm.kill().unwrap();
-    daemon.wait_for_log("frontend left").unwrap();
+    memory.lose_power();
     let verify = format!("mount_dax /dev/pmem0; {VERIFY}; umount /mnt; fsck /dev/pmem0");
-    run(&lab, filesystem, &daemon, &verify);
+    memory.run(&lab, filesystem, &verify);
 }
 
-fn eight_writers_with_fsync_at_once_lose_nothing(filesystem: Filesystem) {
+fn eight_writers_with_fsync_at_once_lose_nothing(memory: &mut Memory, filesystem: Filesystem) {
     let lab = Lab::open().unwrap();
-    let dir = tempfile::tempdir().unwrap();
-    let daemon = serve(&dir.path().join("pmem"));
-    let serial = run(
+    let serial = memory.run(
         &lab,
         filesystem,
-        &daemon,
         "mkfs /dev/pmem0
         mount_dax /dev/pmem0
         writer() {

@@ -25,7 +25,7 @@ const SIZE: u64 = 512 << 20;
 const SECTORS: u64 = SIZE / 512;
 
 /// Whether this machine lets us serve windows; else why not, and the test has nothing to test.
-fn can_serve() -> bool {
+pub(crate) fn can_serve() -> bool {
     let dir = tempfile::tempdir().unwrap();
     let file = dir.path().join("file");
     let args = ["--size", "1M", "--window", "served", "--file"];

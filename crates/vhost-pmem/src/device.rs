@@ -5,6 +5,7 @@
 use std::error::Error;
 use std::io;
 use std::num::NonZeroU64;
+use std::path::Path;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
@@ -13,13 +14,15 @@ use tracing::{error, info, warn};
 use vm_memory::GuestMemoryMmap;
 
 use crate::request::Request;
-use crate::served;
+use crate::served::{self, Publication, ServeWindowError};
 use crate::spec::{RequestType, Status};
 use crate::throttle::Throttle;
 use crate::window::{self, InvalidWindow, Window, WindowChoice};
 
 /// A persistent memory device. Outlives frontends, which come and go.
 pub struct Device {
+    /// Ended before the region, which waits for it.
+    publication: Mutex<Option<Publication>>,
     /// What frontends map, and guests flush: the user's region, or a file that it is served
     /// through.
     region: Region,
@@ -35,11 +38,30 @@ impl Device {
     /// The device that shows `region`, in a window as `choice` says.
     pub fn try_new(region: Region, choice: WindowChoice) -> Result<Self, InvalidWindow> {
         let window = window::choose(&region, choice)?;
+        Self::with_window(region, window, None)
+    }
+
+    /// The device that shows `region` in a served window, which others may open at `path`, too: a
+    /// VMM whose own device maps a file. An empty file is made there, unless there is one; its
+    /// owner and mode say who may open the window.
+    pub fn try_new_published(region: Region, path: &Path) -> Result<Self, InvalidWindow> {
+        let window = window::choose(&region, WindowChoice::Served)?;
+        let publication = Publication::prepare(path)
+            .map_err(|source| ServeWindowError::Publish { path: path.to_owned(), source })?;
+        Self::with_window(region, window, Some(publication))
+    }
+
+    fn with_window(
+        region: Region,
+        window: Window,
+        publication: Option<Publication>,
+    ) -> Result<Self, InvalidWindow> {
         let region = match window {
             Window::Direct { .. } => region,
-            Window::Served { size, .. } => served::region(region, size)?,
+            Window::Served { size, .. } => served::region(region, size, publication.as_ref())?,
         };
         Ok(Self {
+            publication: Mutex::new(publication),
             region,
             window,
             batch: Mutex::new(()),
@@ -72,6 +94,11 @@ impl Device {
             // A failure is logged; nobody waits for the answer.
             let _ = self.flush();
         }
+    }
+
+    /// Takes back what was published. Who has it open keeps it, until this process ends.
+    pub fn withdraw(&self) {
+        drop(self.publication.lock().unwrap_or_else(PoisonError::into_inner).take());
     }
 
     /// Waits until every request that was taken is answered; none is taken while the guard lives.

@@ -5,7 +5,8 @@
 use std::error::Error;
 use std::io;
 use std::num::NonZeroU64;
-use std::sync::Arc;
+use std::ops::Range;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, SystemTime};
 
 use fuser::{
@@ -16,6 +17,7 @@ use fuser::{
 use pfn_blk::{BioError, NrPages, PAGE_SIZE, PersistError, Pgoff, PgoffRange, Region};
 use tracing::{error, warn};
 
+use super::publication::Permissions;
 use crate::throttle::Throttle;
 
 /// The largest request.
@@ -30,6 +32,8 @@ const FOR_EVER: Duration = Duration::from_secs(u32::MAX as u64);
 pub(super) struct RegionFile {
     region: Arc<Region>,
     attributes: FileAttr,
+    /// Held while a part of a page is written, which others may be writing parts of.
+    partial: Mutex<()>,
     /// Limits what a guest can have logged.
     failures: Throttle,
 }
@@ -43,7 +47,7 @@ enum Part {
 }
 
 impl RegionFile {
-    pub(super) fn new(region: Arc<Region>, size: NrPages) -> Self {
+    pub(super) fn new(region: Arc<Region>, size: NrPages, permissions: Permissions) -> Self {
         let attributes = FileAttr {
             ino: INodeNo::ROOT,
             size: size.bytes(),
@@ -53,45 +57,79 @@ impl RegionFile {
             ctime: SystemTime::UNIX_EPOCH,
             crtime: SystemTime::UNIX_EPOCH,
             kind: FileType::RegularFile,
-            perm: 0o600,
+            perm: permissions.mode,
             nlink: 1,
-            uid: rustix::process::geteuid().as_raw(),
-            gid: rustix::process::getegid().as_raw(),
+            uid: permissions.user,
+            gid: permissions.group,
             rdev: 0,
             blksize: REQUEST_BYTES,
             flags: 0,
         };
-        Self { region, attributes, failures: Throttle::new() }
+        Self { region, attributes, partial: Mutex::default(), failures: Throttle::new() }
     }
 
-    /// `len` bytes from `offset` on, in the region and behind it; none if they aren't whole pages
-    /// of the file.
-    fn parts(&self, offset: u64, len: u64) -> Option<Vec<(Part, usize)>> {
-        if len == 0 {
-            return Some(Vec::new());
-        }
-        let pages = PgoffRange::try_new(
-            Pgoff::try_from_bytes(offset).ok()?,
-            NrPages::try_from_bytes(len).ok()?,
-        );
-        let pages = pages.ok().filter(|pages| pages.end() * PAGE_SIZE <= self.attributes.size)?;
-        let bytes = |pages: PgoffRange| usize::try_from(pages.nr_pages().bytes()).ok();
+    /// `pages` of the file, in the region and behind it.
+    fn parts(&self, pages: PgoffRange) -> Vec<(Part, usize)> {
         let mut parts = Vec::new();
         let mut tail = Some(pages);
         if let Some(inside) = pages.intersection(self.region.pages()) {
-            parts.push((Part::Region(inside), bytes(inside)?));
+            parts.push((Part::Region(inside), bytes(inside)));
             tail = pages.behind(inside);
         }
         if let Some(tail) = tail {
-            parts.push((Part::Tail, bytes(tail)?));
+            parts.push((Part::Tail, bytes(tail)));
         }
-        Some(parts)
+        parts
+    }
+
+    /// The pages that have `len` bytes from `offset` on, and where in them these are.
+    fn pages(&self, offset: u64, len: usize) -> Result<(PgoffRange, Range<usize>), Errno> {
+        let end = offset.checked_add(len as u64).filter(|end| *end <= self.attributes.size);
+        let end = end.ok_or(Errno::EINVAL)?.next_multiple_of(PAGE_SIZE);
+        let start = offset - offset % PAGE_SIZE;
+        let pages = Pgoff::try_from_bytes(start)
+            .and_then(|start_page| {
+                PgoffRange::try_new(start_page, NrPages::try_from_bytes(end - start)?)
+            })
+            .map_err(|_| Errno::EINVAL)?;
+        let at = usize::try_from(offset - start).expect("less than a page");
+        Ok((pages, at..at + len))
     }
 
     fn read(&self, offset: u64, buffer: &mut [u8]) -> Result<(), Errno> {
-        let parts = self.parts(offset, buffer.len() as u64).ok_or(Errno::EINVAL)?;
+        if buffer.is_empty() {
+            return Ok(());
+        }
+        let (pages, within) = self.pages(offset, buffer.len())?;
+        if within.len() == bytes(pages) {
+            return self.read_pages(pages, buffer);
+        }
+        let mut whole = vec![0; bytes(pages)];
+        self.read_pages(pages, &mut whole)?;
+        buffer.copy_from_slice(&whole[within]);
+        Ok(())
+    }
+
+    fn write(&self, offset: u64, data: &[u8]) -> Result<(), Errno> {
+        if data.is_empty() {
+            return Ok(());
+        }
+        let (pages, within) = self.pages(offset, data.len())?;
+        if within.len() == bytes(pages) {
+            return self.write_pages(pages, data);
+        }
+        // By somebody who doesn't map the file. The kernel sees to it that the same pages aren't
+        // written back meanwhile.
+        let _partial = self.partial.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut whole = vec![0; bytes(pages)];
+        self.read_pages(pages, &mut whole)?;
+        whole[within].copy_from_slice(data);
+        self.write_pages(pages, &whole)
+    }
+
+    fn read_pages(&self, pages: PgoffRange, buffer: &mut [u8]) -> Result<(), Errno> {
         let mut rest = buffer;
-        for (part, len) in parts {
+        for (part, len) in self.parts(pages) {
             let (front, behind) = rest.split_at_mut(len);
             if let Part::Region(pages) = part {
                 self.region.read(pages, front).map_err(|error| self.failed("read", &error))?;
@@ -101,10 +139,9 @@ impl RegionFile {
         Ok(())
     }
 
-    fn write(&self, offset: u64, data: &[u8]) -> Result<(), Errno> {
-        let parts = self.parts(offset, data.len() as u64).ok_or(Errno::EINVAL)?;
+    fn write_pages(&self, pages: PgoffRange, data: &[u8]) -> Result<(), Errno> {
         let mut rest = data;
-        for (part, len) in parts {
+        for (part, len) in self.parts(pages) {
             let (front, behind) = rest.split_at(len);
             match part {
                 Part::Region(pages) => {
@@ -128,6 +165,11 @@ impl RegionFile {
         }
         errno(cause)
     }
+}
+
+/// The size of pages that are moved at once.
+fn bytes(pages: PgoffRange) -> usize {
+    usize::try_from(pages.nr_pages().bytes()).expect("no more than a request has")
 }
 
 /// The guest wrote behind the region's end, in what is there to make its size a power of two.

@@ -16,15 +16,18 @@
 //! for nobody but the stores of the region; they never touch the file.
 
 mod filesystem;
+mod helper;
 mod mount;
 mod namespace;
 mod own_memory;
+mod publication;
 mod workers;
 
 use std::fs::File;
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd};
 use std::os::unix::fs::FileExt;
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::thread::JoinHandle;
 
@@ -33,6 +36,8 @@ use thiserror::Error;
 
 pub use self::namespace::allow_served_windows;
 pub(crate) use self::own_memory::cover;
+pub(crate) use self::publication::Publication;
+pub use self::publication::PublishError;
 
 /// Why a region can't be served through a file.
 #[derive(Debug, Error)]
@@ -48,10 +53,21 @@ pub enum ServeWindowError {
     NoFuse,
     /// The process must not mount.
     #[error(
-        "a served window needs a FUSE mount, and this process must not mount; run it as root, or \
-         allow unprivileged user namespaces"
+        "a served window needs a FUSE mount, and this process must not mount; run it as root, allow \
+         unprivileged user namespaces, or install fusermount3, of the package fuse3"
     )]
     NotAllowed,
+    /// Who may mount in our place would not.
+    #[error("a served window needs a FUSE mount, and fusermount3 makes none: {0}")]
+    Helper(String),
+    /// The place that it is to be seen at can't be used.
+    #[error("cannot publish the served window at {}", path.display())]
+    Publish {
+        /// The place.
+        path: PathBuf,
+        /// Why it can't.
+        source: PublishError,
+    },
     /// The mount failed.
     #[error("cannot mount the file of a served window")]
     Mount(#[source] io::Error),
@@ -64,6 +80,17 @@ pub enum ServeWindowError {
     /// It would be too large.
     #[error("the served window would be too large")]
     Size(#[source] InvalidPages),
+}
+
+impl ServeWindowError {
+    /// Whether somebody with more rights could do what we couldn't.
+    fn is_refusal(&self) -> bool {
+        match self {
+            Self::Device(error) => error.kind() == io::ErrorKind::PermissionDenied,
+            Self::NotAllowed => true,
+            _ => false,
+        }
+    }
 }
 
 /// The file that a region is served through.
@@ -84,10 +111,14 @@ struct Files {
     mapped: File,
 }
 
-/// The region of a file of `size` that `region` is served through.
-pub(crate) fn region(region: Region, size: NrPages) -> Result<Region, ServeWindowError> {
+/// The region of a file of `size` that `region` is served through, published or not.
+pub(crate) fn region(
+    region: Region,
+    size: NrPages,
+    publication: Option<&Publication>,
+) -> Result<Region, ServeWindowError> {
     let region = Arc::new(region);
-    let ([synced, mapped], workers) = workers::begin(&region, size)?;
+    let ([synced, mapped], workers) = workers::begin(&region, size, publication)?;
     let store = ServedStore {
         files: Some(Files { synced, mapped }),
         nr_pages: size,
@@ -177,7 +208,7 @@ mod tests {
         std::fs::write(&path, [7; 6 * 4096]).unwrap();
         let store = FileStore::open(&path, access).unwrap();
         let inner = Region::try_new(PfnSpace::new().add(Box::new(store)).unwrap()).unwrap();
-        match region(inner, nr_pages(8)) {
+        match region(inner, nr_pages(8), None) {
             Ok(region) => Some((region, dir)),
             Err(error) => {
                 eprintln!("skipped: {error}");

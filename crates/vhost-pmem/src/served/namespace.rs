@@ -9,8 +9,11 @@
 use std::fs;
 use std::io;
 
+use rustix::fs::Access;
 use rustix::process::{getegid, geteuid};
 use rustix::thread::{CapabilitySet, UnshareFlags};
+
+use super::mount;
 
 /// Gives the process the right to mount its served windows, if it hasn't got it: moves it to a user
 /// and a mount namespace of its own. It must have one thread only, and /dev/fuse not open yet.
@@ -18,6 +21,8 @@ pub fn allow_served_windows() -> io::Result<()> {
     if is_allowed()? {
         return Ok(());
     }
+    // Without it there is nothing to mount; and in the namespace nobody can help.
+    rustix::fs::access(mount::DEVICE, Access::READ_OK | Access::WRITE_OK)?;
     let (user, group) = (geteuid().as_raw(), getegid().as_raw());
     // SAFETY: fds are shared as before: that is for `FILES` alone, which isn't asked for.
     unsafe { rustix::thread::unshare_unsafe(UnshareFlags::NEWUSER | UnshareFlags::NEWNS) }?;

@@ -14,8 +14,7 @@
 
 use std::fs::File;
 use std::io;
-use std::os::fd::AsRawFd;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::mpsc::{Receiver, Sender, channel};
 use std::thread::JoinHandle;
@@ -27,25 +26,29 @@ use rustix::thread::UnshareFlags;
 
 use super::ServeWindowError;
 use super::filesystem::RegionFile;
-use super::mount::Mounted;
+use super::mount::{Mounted, Place};
+use super::publication::{Permissions, Publication};
 
 /// Enough for those that wait for a disk not to hold up others.
 const WORKERS: usize = 4;
 
-/// Begins to serve `region` as a file of `size`. Returns the file, opened twice, and the thread that
+/// Begins to serve `region` as a file of `size`, and to publish it. Returns the file, opened twice, and the thread that
 /// ends when all who have it open have closed it.
 ///
 /// The workers use fds as they are now, so the region must have opened all that it will.
 pub(super) fn begin(
     region: &Arc<Region>,
     size: NrPages,
+    publication: Option<&Publication>,
 ) -> Result<([File; 2], JoinHandle<()>), ServeWindowError> {
     let (ready, is_ready) = channel();
     let (opened, is_opened) = channel();
-    let region = Arc::clone(region);
+    let permissions = publication.map_or_else(Permissions::own, |one| one.permissions);
+    let filesystem = RegionFile::new(Arc::clone(region), size, permissions);
+    let publish = publication.map(|one| one.path().to_owned());
     let thread = std::thread::Builder::new()
         .name("served window".to_owned())
-        .spawn(move || run(region, size, &ready, &is_opened))
+        .spawn(move || run(filesystem, publish.as_deref(), &ready, &is_opened))
         .map_err(ServeWindowError::Session)?;
     match open_twice(&is_ready, opened) {
         Ok(files) => Ok((files, thread)),
@@ -78,24 +81,21 @@ fn open_twice(
 
 /// In a thread of its own: serves until nobody has the file open any more.
 fn run(
-    region: Arc<Region>,
-    size: NrPages,
+    filesystem: RegionFile,
+    publish: Option<&Path>,
     ready: &Sender<Result<PathBuf, ServeWindowError>>,
     is_opened: &Receiver<()>,
 ) {
-    match serve(region, size) {
+    match serve(filesystem, publish) {
         Err(error) => {
             // Whoever began this listens.
             let _ = ready.send(Err(error));
         }
-        Ok((session, mounted)) => {
-            let thread = rustix::thread::gettid().as_raw_nonzero();
-            let root = mounted.as_raw_fd();
-            let path = format!("/proc/self/task/{thread}/fd/{root}");
-            let _ = ready.send(Ok(path.into()));
-            // It is opened, or they gave up. The mount goes; the file lives on while it is open.
+        Ok((session, path, place)) => {
+            let _ = ready.send(Ok(path));
+            // It is opened, or they gave up.
             let _ = is_opened.recv();
-            drop(mounted);
+            drop(place);
             if let Err(error) = session.join() {
                 tracing::error!(%error, "the served window ended");
             }
@@ -104,9 +104,9 @@ fn run(
 }
 
 fn serve(
-    region: Arc<Region>,
-    size: NrPages,
-) -> Result<(BackgroundSession, impl AsRawFd), ServeWindowError> {
+    filesystem: RegionFile,
+    publish: Option<&Path>,
+) -> Result<(BackgroundSession, PathBuf, Place), ServeWindowError> {
     // SAFETY: no thread may use an fd of another's table. This thread, and the workers that it
     // starts, use those that the region's stores hold, which are open in their copy of the table
     // under the same numbers, as they were opened before; and those that are opened here, which are
@@ -114,12 +114,11 @@ fn serve(
     // that goes with them; the region itself is dropped by whoever began this, after that.
     unsafe { rustix::thread::unshare_unsafe(UnshareFlags::FILES) }
         .map_err(|errno| ServeWindowError::Session(errno.into()))?;
-    let Mounted { device, root } = Mounted::new()?;
+    let Mounted { device, path, place } = Mounted::new(publish)?;
     let mut config = Config::default();
     config.n_threads = Some(WORKERS);
-    let filesystem = RegionFile::new(region, size);
     let session = Session::from_fd(filesystem, device, SessionACL::All, config)
         .and_then(Session::spawn)
         .map_err(ServeWindowError::Session)?;
-    Ok((session, root))
+    Ok((session, path, place))
 }

@@ -2,6 +2,8 @@
 
 //! The daemon's command line: what it answers to bad input, and how it starts and ends.
 
+mod publish;
+
 use std::fs;
 use std::io::{BufRead, BufReader, Read, Write};
 use std::os::fd::AsRawFd;
@@ -491,6 +493,7 @@ fn arguments_that_make_no_sense_are_refused_by_name() {
         ("--socket-path @/socket --file @/file --overlay @/cow --size 1M", "cannot be used with"),
         ("--socket-path @/socket --file @/file --overlay @/cow --read-only", "cannot be used with"),
         ("--socket-path @/socket --table @/table --overlay @/cow", "cannot be used with"),
+        ("--publish @/window --file @/file --window direct", "cannot be used with"),
     ] {
         let output = place.run(args);
         let stderr = String::from_utf8(output.stderr).unwrap();
