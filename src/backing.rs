@@ -12,13 +12,10 @@ use pfn_blk::{
     Sizing, Snapshot, SnapshotUsage, StoreSet, Target,
 };
 use tracing::info;
-use vhost_pmem::{InvalidWindow, Window, check_size};
+use vhost_pmem::{InvalidWindow, LAYER_CHUNK, Window, check_size};
 
 use crate::cli::{BackingArgs, WindowArg};
 use crate::size::ByteSize;
-
-/// Pages of an overlay's chunk, 16 KiB together.
-const OVERLAY_CHUNK: u64 = 4;
 
 /// What is to be served.
 pub(crate) struct Backing {
@@ -27,6 +24,14 @@ pub(crate) struct Backing {
     /// The targets that have something to tell, by the place of their lines.
     pub(crate) mirrors: Vec<(Position, Arc<Mirror>)>,
     pub(crate) snapshots: Vec<(Position, Arc<Snapshot>)>,
+    /// What no table has.
+    pub(crate) overlay: Option<Arc<Snapshot>>,
+}
+
+/// The size of an overlay's chunks: that of a snapshot which is taken later, as it may become an
+/// overlay's file.
+pub(crate) fn overlay_chunk() -> NrPages {
+    NrPages::try_new(LAYER_CHUNK).expect("a few pages")
 }
 
 /// Whether what the user asked for may take a served window.
@@ -55,21 +60,23 @@ pub(crate) fn open(args: &BackingArgs) -> anyhow::Result<Backing> {
 fn open_alone(path: &Path, args: &BackingArgs) -> anyhow::Result<Backing> {
     let context = || format!("cannot serve {}", path.display());
     let mut set = StoreSet::default();
-    let target: Arc<dyn Target> = match &args.overlay {
-        Some(overlay) => open_overlay(&mut set, path, overlay).with_context(context)?,
+    let overlay = args.overlay.as_ref().map(|overlay| open_overlay(&mut set, path, overlay));
+    let overlay = overlay.transpose().with_context(context)?;
+    let target: Arc<dyn Target> = match &overlay {
+        Some(snapshot) => Arc::clone(snapshot) as _,
         None if args.read_only => set.open(path, Access::ReadOnly).with_context(context)?,
         None => set.add(open_file(path, args)?).with_context(context)?,
     };
     let stores = set.stores().map(Arc::clone).collect();
     let region = Region::try_new(target)?;
-    Ok(Backing { region, stores, mirrors: Vec::new(), snapshots: Vec::new() })
+    Ok(Backing { region, stores, mirrors: Vec::new(), snapshots: Vec::new(), overlay })
 }
 
 /// What is kept in an overlay over a file that is only read.
 fn open_overlay(set: &mut StoreSet, base: &Path, overlay: &Path) -> anyhow::Result<Arc<Snapshot>> {
     let base = set.open(base, Access::ReadOnly)?;
     let size = base.nr_pages();
-    let chunk = NrPages::try_new(OVERLAY_CHUNK)?;
+    let chunk = overlay_chunk();
     let ample = Snapshot::ample_cow(size, chunk)?;
     let context = || format!("overlay {}", overlay.display());
     let cow = if overlay == Path::new("memory") {
@@ -95,6 +102,7 @@ fn open_file(path: &Path, args: &BackingArgs) -> anyhow::Result<FileStore> {
                 InvalidStore::Missing => "; give --size SIZE to create it",
                 InvalidStore::Size(InvalidPages::Empty) => "; give --size SIZE to grow it",
                 InvalidStore::Size(_) => "; give --size SIZE to grow it to whole pages",
+                InvalidStore::Origin { .. } => "; serve it with that as its --overlay, or merge",
                 _ => "",
             };
             anyhow!("{:#}{mend}", anyhow!(error).context(format!("cannot serve {shown}")))
@@ -131,7 +139,8 @@ pub(crate) fn open_table(path: &Path) -> anyhow::Result<OpenedTable> {
         let OpenTable { table, mirrors, snapshots } = set.open_table(&lines)?;
         let region = Region::try_new(Arc::new(table))?;
         let stores = set.stores().map(Arc::clone).collect();
-        anyhow::Ok(OpenedTable { lines, backing: Backing { region, stores, mirrors, snapshots } })
+        let backing = Backing { region, stores, mirrors, snapshots, overlay: None };
+        anyhow::Ok(OpenedTable { lines, backing })
     };
     open().with_context(|| format!("table {}", path.display()))
 }

@@ -31,6 +31,11 @@ pub(crate) struct Cli {
     #[arg(long)]
     print_capabilities: bool,
 
+    /// Listen on this Unix socket for "vhost-pmemd status", "snapshot" and so on; for the daemon's user
+    /// alone
+    #[arg(long, value_name = "PATH")]
+    pub(crate) control: Option<PathBuf>,
+
     /// How much to log to standard error: off, error, warn, info, debug or trace
     #[arg(long, value_name = "LEVEL", default_value = "info")]
     pub(crate) log_level: LevelFilter,
@@ -49,6 +54,68 @@ pub(crate) enum Command {
         #[arg(long, value_name = "WINDOW", value_enum, default_value_t)]
         window: WindowArg,
     },
+    /// Show how a device is that is being served
+    Status {
+        #[command(flatten)]
+        control: ControlArgs,
+    },
+    /// Take a snapshot of a served window, while its guest runs: what was made durable so far stays as
+    /// it is, where it is, to be copied or shown to others; what the guest flushes from then on is kept
+    /// in COW, until it is merged or dropped
+    Snapshot {
+        #[command(flatten)]
+        control: ControlArgs,
+
+        /// A new file
+        cow: PathBuf,
+    },
+    /// Merge what was written since the last snapshot into what is beneath, while the guest runs, and
+    /// remove its COW file. Or, while nobody serves them, an overlay into its file
+    Merge {
+        #[command(flatten)]
+        at: MergeArgs,
+
+        /// Print the answer as JSON
+        #[arg(long)]
+        json: bool,
+    },
+    /// Forget what was written since the last snapshot, with its COW file: the device is as it was then.
+    /// Not while a guest runs
+    Drop {
+        #[command(flatten)]
+        control: ControlArgs,
+    },
+    /// Bring up a mirror's legs that failed or may differ, while the guest runs
+    Resync {
+        #[command(flatten)]
+        control: ControlArgs,
+    },
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct ControlArgs {
+    /// The daemon's control socket
+    #[arg(long, value_name = "PATH")]
+    pub(crate) control: PathBuf,
+
+    /// Print the answer as JSON
+    #[arg(long)]
+    pub(crate) json: bool,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct MergeArgs {
+    /// The daemon's control socket
+    #[arg(long, value_name = "PATH", required_unless_present = "file")]
+    pub(crate) control: Option<PathBuf>,
+
+    /// The overlay's base; other overlays of it are worth nothing afterwards
+    #[arg(long, value_name = "PATH", requires = "overlay", conflicts_with_all = ["control", "json"])]
+    pub(crate) file: Option<PathBuf>,
+
+    /// The overlay
+    #[arg(long, value_name = "PATH", requires = "file")]
+    pub(crate) overlay: Option<PathBuf>,
 }
 
 #[derive(Debug, Args)]

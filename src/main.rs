@@ -6,6 +6,8 @@ mod backing;
 mod capabilities;
 mod check;
 mod cli;
+mod control;
+mod merge;
 mod relay;
 mod resync;
 mod shutdown;
@@ -14,15 +16,16 @@ mod socket;
 
 use std::io::{IsTerminal, stderr, stdout};
 use std::process::ExitCode;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex};
 
-use anyhow::Context;
+use anyhow::{Context, bail};
 use clap::Parser;
 use tracing::{debug, info, warn};
 use vhost_pmem::Device;
 
 use crate::backing::Backing;
-use crate::cli::{Cli, Command};
+use crate::cli::{Cli, Command, MergeArgs};
+use crate::control::Operator;
 use crate::size::ByteSize;
 use crate::socket::Endpoint;
 
@@ -42,9 +45,7 @@ fn main() -> ExitCode {
         .log_internal_errors(false)
         .init();
     let result = match &cli.command {
-        Some(Command::Check { table, window }) => {
-            check::run(table, (*window).into(), &mut stdout().lock())
-        }
+        Some(command) => operate(command),
         None => serve(&cli),
     };
     match result {
@@ -54,6 +55,31 @@ fn main() -> ExitCode {
             ExitCode::FAILURE
         }
     }
+}
+
+/// Has a daemon do something, or merges an overlay.
+fn operate(command: &Command) -> anyhow::Result<()> {
+    use control::Command as Request;
+    let out = &mut stdout().lock();
+    let (at, request) = match command {
+        Command::Check { table, window } => return check::run(table, (*window).into(), out),
+        Command::Merge {
+            at: MergeArgs { file: Some(file), overlay: Some(overlay), .. }, ..
+        } => {
+            return merge::run(file, overlay, out);
+        }
+        Command::Merge { at: MergeArgs { control: Some(control), .. }, json } => {
+            return control::run(control, Request::Merge, *json, out);
+        }
+        Command::Merge { .. } => bail!("give --control, or --file and --overlay"),
+        Command::Status { control } => (control, Request::Status),
+        Command::Snapshot { control, cow } => {
+            (control, Request::Snapshot { cow: std::path::absolute(cow)? })
+        }
+        Command::Drop { control } => (control, Request::Drop),
+        Command::Resync { control } => (control, Request::Resync),
+    };
+    control::run(&at.control, request, at.json, out)
 }
 
 fn serve(cli: &Cli) -> anyhow::Result<()> {
@@ -66,7 +92,8 @@ fn serve(cli: &Cli) -> anyhow::Result<()> {
     }
     let endpoint = Endpoint::open(&cli.endpoint)?;
     let publish = cli.backing.publish.as_deref();
-    let Backing { region, stores, mirrors, .. } = backing::open(&cli.backing)?;
+    let control = cli.control.as_deref().map(Endpoint::control).transpose()?;
+    let Backing { region, stores, mirrors, snapshots, overlay } = backing::open(&cli.backing)?;
     let nr_pages = region.nr_pages();
     let size = ByteSize(nr_pages.bytes());
     let is_file = cli.backing.file.is_some();
@@ -78,9 +105,23 @@ fn serve(cli: &Cli) -> anyhow::Result<()> {
     for store in stores.iter().map(|pagemap| pagemap.store()).filter(|one| !one.is_persistent()) {
         warn!(store = store.name(), "in memory: all that is flushed is lost without power");
     }
+    if let Some(endpoint) = &control {
+        let from_table =
+            snapshots.into_iter().map(|(position, snapshot)| (position.to_string(), snapshot));
+        let overlay = overlay.map(|snapshot| ("overlay".to_owned(), snapshot));
+        let operator = Operator {
+            device: Arc::clone(&device),
+            size: nr_pages,
+            stores,
+            mirrors: mirrors.clone(),
+            snapshots: from_table.chain(overlay).collect(),
+            changing: Mutex::default(),
+        };
+        control::serve(endpoint, Arc::new(operator)).context("cannot set up control")?;
+    }
     resync::begin(mirrors).context("cannot begin to resync")?;
-    let unlink = endpoint.as_ref().map(Endpoint::unlinker);
-    let tidy = || unlink.into_iter().for_each(|unlink| unlink());
+    let unlink = [&endpoint, &control].map(|one| one.as_ref().map(Endpoint::unlinker));
+    let tidy = || unlink.into_iter().flatten().for_each(|unlink| unlink());
     shutdown::on_signal(Arc::clone(&device), tidy).context("cannot set up signals")?;
     let window = backing::describe(device.window(), nr_pages);
     if let Some(path) = publish {

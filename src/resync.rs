@@ -15,12 +15,13 @@ pub(crate) fn begin(mirrors: Vec<(Position, Arc<Mirror>)>) -> io::Result<()> {
     if mirrors.is_empty() {
         return Ok(());
     }
-    let all = move || mirrors.iter().for_each(|(position, mirror)| resync(*position, mirror));
+    let all = move || mirrors.iter().for_each(|(position, mirror)| make_whole(*position, mirror));
     std::thread::Builder::new().name("resync".to_owned()).spawn(all)?;
     Ok(())
 }
 
-fn resync(position: Position, mirror: &Mirror) {
+/// Brings up the legs of `mirror` that may differ. How that went is logged.
+pub(crate) fn make_whole(position: Position, mirror: &Mirror) {
     let before = mirror.status();
     if (before.stale == 0 && before.is_healthy()) || mirror.access() == Access::ReadOnly {
         return;

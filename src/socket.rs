@@ -11,7 +11,7 @@ use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, bail};
-use rustix::fs::FlockOperation;
+use rustix::fs::{FlockOperation, Mode};
 use tracing::info;
 
 use crate::cli::EndpointArgs;
@@ -39,6 +39,14 @@ impl Endpoint {
             }
             (None, None) => Ok(None),
         }
+    }
+
+    /// Listens at `path`, for processes of our user alone.
+    pub(crate) fn control(path: &Path) -> anyhow::Result<Self> {
+        let before = rustix::process::umask(Mode::RWXG | Mode::RWXO);
+        let bound = bind(path).with_context(|| format!("cannot listen on {}", path.display()));
+        rustix::process::umask(before);
+        bound
     }
 
     /// Whether the first frontend is also the last.

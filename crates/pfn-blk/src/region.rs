@@ -83,6 +83,11 @@ impl Region {
         self.target.nr_pages()
     }
 
+    /// What it is the root of.
+    pub fn target(&self) -> &Arc<dyn Target> {
+        &self.target
+    }
+
     /// What may be done with its pages: with all of them, if they may be written.
     pub fn access(&self) -> Access {
         self.target.access()

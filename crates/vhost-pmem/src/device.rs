@@ -5,7 +5,8 @@
 use std::error::Error;
 use std::io;
 use std::num::NonZeroU64;
-use std::path::Path;
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
@@ -14,7 +15,7 @@ use tracing::{error, info, warn};
 use vm_memory::GuestMemoryMmap;
 
 use crate::request::Request;
-use crate::served::{self, Publication, ServeWindowError};
+use crate::served::{self, Layer, LayerError, LiveLayers, Publication, ServeWindowError};
 use crate::spec::{RequestType, Status};
 use crate::throttle::Throttle;
 use crate::window::{self, InvalidWindow, Window, WindowChoice};
@@ -23,10 +24,13 @@ use crate::window::{self, InvalidWindow, Window, WindowChoice};
 pub struct Device {
     /// Ended before the region, which waits for it.
     publication: Mutex<Option<Publication>>,
+    /// Of a served window. Ended before the region, too.
+    layers: Option<LiveLayers>,
     /// What frontends map, and guests flush: the user's region, or a file that it is served
     /// through.
     region: Region,
     window: Window,
+    connected: AtomicBool,
     /// Held by whoever has taken requests and not answered all of them yet.
     batch: Mutex<()>,
     /// Limits what a guest can have logged, of what went wrong and of what went well.
@@ -56,12 +60,17 @@ impl Device {
         window: Window,
         publication: Option<Publication>,
     ) -> Result<Self, InvalidWindow> {
-        let region = match window {
-            Window::Direct { .. } => region,
-            Window::Served { size, .. } => served::region(region, size, publication.as_ref())?,
+        let (region, layers) = match window {
+            Window::Direct { .. } => (region, None),
+            Window::Served { size, .. } => {
+                let (region, layers) = served::region(region, size, publication.as_ref())?;
+                (region, Some(layers))
+            }
         };
         Ok(Self {
             publication: Mutex::new(publication),
+            layers,
+            connected: AtomicBool::new(false),
             region,
             window,
             batch: Mutex::new(()),
@@ -94,6 +103,52 @@ impl Device {
             // A failure is logged; nobody waits for the answer.
             let _ = self.flush();
         }
+    }
+
+    /// The snapshots that were taken since it is served, the first one first.
+    pub fn layers(&self) -> Vec<Layer> {
+        self.layers.as_ref().map_or_else(Vec::new, LiveLayers::list)
+    }
+
+    /// Takes a snapshot while guests go on: all that a guest has stored so far is made durable where
+    /// it belongs, which from then on isn't written any more. What is flushed later is kept in
+    /// `cow`, a new file or an unused one.
+    ///
+    /// What the guest stores while this is done may be on either side, as if the power had been cut
+    /// at that moment.
+    pub fn take_snapshot(&self, cow: &Path) -> Result<(), LayerError> {
+        let layers = self.layers.as_ref().ok_or(LayerError::Direct)?;
+        let _answered = self.quiesce();
+        self.region.persist(self.region.pages())?;
+        layers.take_snapshot(cow)
+    }
+
+    /// Writes what was flushed since the last snapshot to where the rest is, and forgets the
+    /// snapshot, while guests go on. Returns its COW store, which holds nothing any more.
+    pub fn merge(&self) -> Result<PathBuf, LayerError> {
+        self.layers.as_ref().ok_or(LayerError::Direct)?.merge()
+    }
+
+    /// Forgets the last snapshot and all that was written since: the region is as it was then.
+    /// Returns its COW store, which is of no use any more. Not while a guest runs.
+    pub fn drop_changes(&self) -> Result<PathBuf, LayerError> {
+        let layers = self.layers.as_ref().ok_or(LayerError::Direct)?;
+        if self.is_connected() {
+            return Err(LayerError::InUse);
+        }
+        // What the kernel still has to write back is to go, too.
+        self.write_back();
+        layers.drop_changes()
+    }
+
+    /// Whether a frontend is connected.
+    pub fn is_connected(&self) -> bool {
+        self.connected.load(Ordering::SeqCst)
+    }
+
+    /// A frontend came, or went.
+    pub(crate) fn set_connected(&self, connected: bool) {
+        self.connected.store(connected, Ordering::SeqCst);
     }
 
     /// Takes back what was published. Who has it open keeps it, until this process ends.

@@ -49,6 +49,8 @@ mod throttle;
 mod window;
 
 pub use device::Device;
-pub use served::{PublishError, ServeWindowError, allow_served_windows};
+pub use served::{
+    LAYER_CHUNK, Layer, LayerError, PublishError, ServeWindowError, allow_served_windows,
+};
 pub use server::ServeError;
 pub use window::{EXTENTS_MAX, InvalidWindow, Window, WindowChoice, check_size, choose};

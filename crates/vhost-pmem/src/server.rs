@@ -48,10 +48,12 @@ impl Device {
         daemon
             .start(&mut Listener::from(listener))
             .map_err(|error| ServeError::Accept(error.to_string()))?;
+        self.set_connected(true);
         info!("frontend connected");
         let left = daemon.wait();
         connection.close();
         self.write_back();
+        self.set_connected(false);
         match left {
             Ok(()) | Err(DaemonError::HandleRequest(VhostUserError::Disconnected)) => {
                 info!("frontend left");

@@ -6,13 +6,13 @@ use std::fs::File;
 use std::io::{self, Seek, SeekFrom};
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
 use std::os::unix::fs::{FileExt, FileTypeExt};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use rustix::fs::{FlockOperation, FsWord, Mode, OFlags};
 use rustix::io::Errno;
 use thiserror::Error;
 
-use super::{Access, Store};
+use super::{Access, Store, origin_mark};
 use crate::page::{InvalidPages, NrPages, PAGE_SIZE, Pgoff};
 
 /// Why a file can't be a store. Displays without the file's name, which the caller knows.
@@ -58,6 +58,12 @@ pub enum InvalidStore {
         match .0 { Access::ReadWrite => "", Access::ReadOnly => " read-write" }
     )]
     Locked(Access),
+    /// Marked as the origin of a snapshot, and to be written.
+    #[error("a snapshot was taken of it, and its changes since are in {}", cow.display())]
+    Origin {
+        /// Where they are.
+        cow: PathBuf,
+    },
     /// Open already, for another use.
     #[error(
         "used both to be written and as a snapshot's origin, which must not change; \
@@ -117,7 +123,18 @@ pub struct FileStore {
 impl FileStore {
     /// Opens an existing file.
     pub fn open(path: &Path, access: Access) -> Result<Self, InvalidStore> {
-        let mut file = open(path, access, false)?;
+        let file = open(path, access, false)?;
+        check_mark(&file, access)?;
+        Self::of_its_size(path, file, access)
+    }
+
+    /// Opens an existing file for reading and writing, also if it is marked as an origin: to merge
+    /// its changes.
+    pub fn open_origin(path: &Path) -> Result<Self, InvalidStore> {
+        Self::of_its_size(path, open(path, Access::ReadWrite, false)?, Access::ReadWrite)
+    }
+
+    fn of_its_size(path: &Path, mut file: File, access: Access) -> Result<Self, InvalidStore> {
         // Metadata has no size for a block device.
         let bytes = file.seek(SeekFrom::End(0)).map_err(InvalidStore::io("read its size"))?;
         Self::try_new(path, file, bytes, access)
@@ -130,6 +147,7 @@ impl FileStore {
             Err(InvalidStore::Missing) => (open(path, Access::ReadWrite, true)?, false),
             opened => (opened?, true),
         };
+        check_mark(&file, Access::ReadWrite)?;
         let metadata = file.metadata().map_err(InvalidStore::io("read its size"))?;
         if metadata.file_type().is_block_device() {
             return Err(InvalidStore::FixedSize);
@@ -240,7 +258,7 @@ fn flags(access: Access) -> OFlags {
 
 /// Opens a file that is open a second time.
 fn reopen(file: &File, flags: OFlags) -> Result<File, InvalidStore> {
-    let path = format!("/proc/self/fd/{}", file.as_raw_fd());
+    let path = format!("/proc/thread-self/fd/{}", file.as_raw_fd());
     match rustix::fs::open(path, flags, Mode::empty()) {
         Ok(file) => Ok(file.into()),
         Err(Errno::BUSY) => Err(InvalidStore::Busy),
@@ -284,6 +302,14 @@ fn open(path: &Path, access: Access, create: bool) -> Result<File, InvalidStore>
         Ok(()) => Ok(file),
         Err(Errno::WOULDBLOCK) => Err(InvalidStore::Locked(access)),
         Err(errno) => Err(InvalidStore::Io { action: "lock it", source: errno.into() }),
+    }
+}
+
+/// Checks that a file that is to be written is nobody's origin.
+fn check_mark(file: &File, access: Access) -> Result<(), InvalidStore> {
+    match origin_mark(file).map_err(InvalidStore::io("read its extended attributes"))? {
+        Some(cow) if access == Access::ReadWrite => Err(InvalidStore::Origin { cow }),
+        _ => Ok(()),
     }
 }
 

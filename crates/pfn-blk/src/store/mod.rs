@@ -5,6 +5,7 @@
 mod file;
 mod hooked;
 mod memory;
+mod origin;
 
 use std::fmt;
 use std::io;
@@ -15,6 +16,7 @@ use crate::page::{NrPages, Pgoff};
 pub use self::file::{FileStore, InvalidStore, Sizing};
 pub use self::hooked::{HookedStore, StoreOperation};
 pub use self::memory::MemoryStore;
+pub use self::origin::{mark_origin, origin_mark, unmark_origin};
 
 /// What may be done with pages.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]

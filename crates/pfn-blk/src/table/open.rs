@@ -96,6 +96,9 @@ fn store_hint(error: &InvalidStore) -> &'static str {
         InvalidStore::Directory | InvalidStore::NoPages => "; name a file or a block device",
         InvalidStore::Size(_) => "; grow it, which loses nothing",
         InvalidStore::Busy => "; unmount it",
+        InvalidStore::Origin { .. } => {
+            "; put a snapshot of it with that store in its place, or merge"
+        }
         InvalidStore::Locked(_) => "; end that process, or use another file",
         _ => "",
     }

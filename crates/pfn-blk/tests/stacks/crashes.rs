@@ -112,7 +112,7 @@ impl<'a> Subject<'a> {
             Step::Resync => self.resync(),
             Step::Merge => {
                 for snapshot in &self.built.snapshots {
-                    let done = snapshot.merge();
+                    let done = snapshot.merge(u64::MAX);
                     self.expect(done.is_ok());
                     assert!(done.is_err() || snapshot.usage().used == 0);
                 }

@@ -160,11 +160,11 @@ fn merge_brings_changes_to_the_origin_and_frees_the_store() {
     write(&region, 3, &[0xa1, 0xa2]).unwrap();
     region.persist(region.pages()).unwrap();
     write(&region, 14, &[0xa3]).unwrap();
-    assert_eq!(snapshot.merge().unwrap(), 3);
+    assert_eq!(snapshot.merge(u64::MAX).unwrap(), 3);
     assert_eq!(snapshot.usage().used, 0);
     let expected = changed(&[(3, 0xa1), (4, 0xa2), (14, 0xa3)]);
     assert_eq!(read(&region), expected);
-    assert_eq!(snapshot.merge().unwrap(), 0);
+    assert_eq!(snapshot.merge(u64::MAX).unwrap(), 0);
     write(&region, 0, &[0xa4]).unwrap();
     region.persist(region.pages()).unwrap();
     drop((snapshot, region));
@@ -179,7 +179,7 @@ fn merge_into_an_origin_that_is_read_only_fails_and_loses_nothing() {
     let files = Files::new(8);
     let (snapshot, region) = files.open();
     write(&region, 3, &[0xa1]).unwrap();
-    assert!(matches!(snapshot.merge(), Err(BioError::ReadOnly { .. })));
+    assert!(matches!(snapshot.merge(u64::MAX), Err(BioError::ReadOnly { .. })));
     assert_eq!(read(&region), changed(&[(3, 0xa1)]));
     region.persist(region.pages()).unwrap();
     drop((snapshot, region));
@@ -331,7 +331,7 @@ fn merge_that_failed_gives_no_chunk_away() {
         write(&region, 0, &[1]).unwrap();
         region.persist(region.pages()).unwrap();
         power.break_after(1, after);
-        let merged = snapshot.merge();
+        let merged = snapshot.merge(u64::MAX);
         power.mend();
         write(&region, 0, &[2]).unwrap();
         let may: &[u8] = if region.persist(region.pages()).is_ok() { &[2] } else { &[1, 2] };
@@ -348,7 +348,7 @@ fn merge_that_failed_leaves_nothing_to_be_lost_in_the_origin() {
         let (snapshot, region) = open_on(&power);
         write(&region, 0, &[1]).unwrap();
         power.break_after(0, after);
-        let merged = snapshot.merge();
+        let merged = snapshot.merge(u64::MAX);
         power.mend();
         // Another process persists what it finds.
         drop((snapshot, region));
@@ -457,7 +457,7 @@ fn threads_find_what_they_wrote() {
             });
             let merge = scope.spawn(|| {
                 while going() {
-                    snapshot.merge().unwrap();
+                    snapshot.merge(u64::MAX).unwrap();
                 }
             });
             for writer in writers {

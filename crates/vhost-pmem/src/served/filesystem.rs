@@ -14,9 +14,10 @@ use fuser::{
     KernelConfig, LockOwner, OpenFlags, ReplyAttr, ReplyData, ReplyEmpty, ReplyOpen, ReplyWrite,
     Request, TimeOrNow, WriteFlags,
 };
-use pfn_blk::{BioError, NrPages, PAGE_SIZE, PersistError, Pgoff, PgoffRange, Region};
+use pfn_blk::{BioError, NrPages, PAGE_SIZE, PersistError, Pgoff, PgoffRange};
 use tracing::{error, warn};
 
+use super::layers::Layers;
 use super::publication::Permissions;
 use crate::throttle::Throttle;
 
@@ -30,7 +31,7 @@ const FOR_EVER: Duration = Duration::from_secs(u32::MAX as u64);
 /// A file of `size`, whose first pages are those of a region; the rest reads as zeroes and can't
 /// be written.
 pub(super) struct RegionFile {
-    region: Arc<Region>,
+    layers: Arc<Layers>,
     attributes: FileAttr,
     /// Held while a part of a page is written, which others may be writing parts of.
     partial: Mutex<()>,
@@ -47,7 +48,7 @@ enum Part {
 }
 
 impl RegionFile {
-    pub(super) fn new(region: Arc<Region>, size: NrPages, permissions: Permissions) -> Self {
+    pub(super) fn new(layers: Arc<Layers>, size: NrPages, permissions: Permissions) -> Self {
         let attributes = FileAttr {
             ino: INodeNo::ROOT,
             size: size.bytes(),
@@ -65,14 +66,14 @@ impl RegionFile {
             blksize: REQUEST_BYTES,
             flags: 0,
         };
-        Self { region, attributes, partial: Mutex::default(), failures: Throttle::new() }
+        Self { layers, attributes, partial: Mutex::default(), failures: Throttle::new() }
     }
 
     /// `pages` of the file, in the region and behind it.
     fn parts(&self, pages: PgoffRange) -> Vec<(Part, usize)> {
         let mut parts = Vec::new();
         let mut tail = Some(pages);
-        if let Some(inside) = pages.intersection(self.region.pages()) {
+        if let Some(inside) = pages.intersection(self.layers.pages()) {
             parts.push((Part::Region(inside), bytes(inside)));
             tail = pages.behind(inside);
         }
@@ -132,7 +133,7 @@ impl RegionFile {
         for (part, len) in self.parts(pages) {
             let (front, behind) = rest.split_at_mut(len);
             if let Part::Region(pages) = part {
-                self.region.read(pages, front).map_err(|error| self.failed("read", &error))?;
+                self.layers.read(pages, front).map_err(|error| self.failed("read", &error))?;
             }
             rest = behind;
         }
@@ -145,7 +146,7 @@ impl RegionFile {
             let (front, behind) = rest.split_at(len);
             match part {
                 Part::Region(pages) => {
-                    self.region
+                    self.layers
                         .write(pages, front)
                         .map_err(|error| self.failed("write", &error))?;
                 }
@@ -239,6 +240,7 @@ impl Filesystem for RegionFile {
         if flags.0 & libc::O_TRUNC != 0 {
             return reply.error(Errno::EPERM);
         }
+        self.layers.opened();
         // The page cache is the guest's memory: an open must not empty it.
         reply.opened(FileHandle(0), FopenFlags::FOPEN_KEEP_CACHE);
     }
@@ -281,6 +283,20 @@ impl Filesystem for RegionFile {
         }
     }
 
+    fn release(
+        &self,
+        _request: &Request,
+        _inode: INodeNo,
+        _handle: FileHandle,
+        _flags: OpenFlags,
+        _lock_owner: Option<LockOwner>,
+        _flush: bool,
+        reply: ReplyEmpty,
+    ) {
+        self.layers.released();
+        reply.ok();
+    }
+
     fn flush(
         &self,
         _request: &Request,
@@ -301,7 +317,7 @@ impl Filesystem for RegionFile {
         _datasync: bool,
         reply: ReplyEmpty,
     ) {
-        match self.region.persist(self.region.pages()) {
+        match self.layers.persist() {
             Ok(()) => reply.ok(),
             Err(cause) => {
                 // What failed earlier was logged then.

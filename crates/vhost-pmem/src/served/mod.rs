@@ -17,6 +17,7 @@
 
 mod filesystem;
 mod helper;
+mod layers;
 mod mount;
 mod namespace;
 mod own_memory;
@@ -27,17 +28,22 @@ use std::fs::File;
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd};
 use std::os::unix::fs::FileExt;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::sync::mpsc::{Sender, channel};
 use std::thread::JoinHandle;
 
+use fuser::{INodeNo, Notifier};
 use pfn_blk::{Access, InvalidPages, NrPages, PfnSpace, Pgoff, Region, Store};
 use thiserror::Error;
 
+use self::layers::Layers;
+pub use self::layers::{LAYER_CHUNK, Layer, LayerError};
 pub use self::namespace::allow_served_windows;
 pub(crate) use self::own_memory::cover;
 pub(crate) use self::publication::Publication;
 pub use self::publication::PublishError;
+use self::workers::{Begun, Job};
 
 /// Why a region can't be served through a file.
 #[derive(Debug, Error)]
@@ -103,6 +109,9 @@ struct ServedStore {
     _region: Arc<Region>,
 }
 
+/// How often we have the file open ourselves.
+const OWN_OPENINGS: usize = 2;
+
 /// The file, opened twice.
 struct Files {
     /// Synced: it takes note of every page that could not be written back.
@@ -116,17 +125,73 @@ pub(crate) fn region(
     region: Region,
     size: NrPages,
     publication: Option<&Publication>,
-) -> Result<Region, ServeWindowError> {
+) -> Result<(Region, LiveLayers), ServeWindowError> {
     let region = Arc::new(region);
-    let ([synced, mapped], workers) = workers::begin(&region, size, publication)?;
+    let layers = Arc::new(Layers::new(Arc::clone(&region)));
+    let Begun { files: [synced, mapped], jobs, thread } =
+        workers::begin(&layers, size, publication)?;
     let store = ServedStore {
         files: Some(Files { synced, mapped }),
         nr_pages: size,
-        workers: Some(workers),
+        workers: Some(thread),
         _region: region,
     };
     let pagemap = PfnSpace::new().add(Box::new(store)).map_err(ServeWindowError::Size)?;
-    Ok(Region::try_new(pagemap).expect("a store is used once"))
+    let region = Region::try_new(pagemap).expect("a store is used once");
+    Ok((region, LiveLayers { layers, jobs }))
+}
+
+/// What can be done to a region while it is served.
+pub(crate) struct LiveLayers {
+    layers: Arc<Layers>,
+    jobs: Sender<Job>,
+}
+
+impl LiveLayers {
+    /// The layers, the first one taken first.
+    pub(crate) fn list(&self) -> Vec<Layer> {
+        self.layers.list()
+    }
+
+    /// Keeps what is written from now on apart, in `cow`.
+    pub(crate) fn take_snapshot(&self, cow: &Path) -> Result<(), LayerError> {
+        let cow = cow.to_owned();
+        self.run(move |layers, _| layers.take_snapshot(&cow))
+    }
+
+    /// Merges the last layer into what is beneath.
+    pub(crate) fn merge(&self) -> Result<PathBuf, LayerError> {
+        self.run(|layers, _| layers.merge())
+    }
+
+    /// Drops the last layer, and has the kernel forget what it knows of the window.
+    pub(crate) fn drop_changes(&self) -> Result<PathBuf, LayerError> {
+        self.run(|layers, notifier| {
+            if layers.openings() > OWN_OPENINGS {
+                return Err(LayerError::InUse);
+            }
+            let cow = layers.drop_changes()?;
+            if let Err(error) = notifier.inval_inode(INodeNo::ROOT, 0, 0) {
+                // There was nothing to forget.
+                tracing::debug!(%error, "no pages were dropped");
+            }
+            Ok(cow)
+        })
+    }
+
+    fn run<T: Send + 'static>(
+        &self,
+        work: impl FnOnce(&Layers, &Notifier) -> Result<T, LayerError> + Send + 'static,
+    ) -> Result<T, LayerError> {
+        let layers = Arc::clone(&self.layers);
+        let (done, is_done) = channel();
+        let job: Job = Box::new(move |notifier| {
+            // Whoever gave up waiting doesn't hear of it.
+            let _ = done.send(work(&layers, notifier));
+        });
+        self.jobs.send(job).map_err(|_| LayerError::Ended)?;
+        is_done.recv().map_err(|_| LayerError::Ended)?
+    }
 }
 
 impl ServedStore {
@@ -209,7 +274,7 @@ mod tests {
         let store = FileStore::open(&path, access).unwrap();
         let inner = Region::try_new(PfnSpace::new().add(Box::new(store)).unwrap()).unwrap();
         match region(inner, nr_pages(8), None) {
-            Ok(region) => Some((region, dir)),
+            Ok((region, _)) => Some((region, dir)),
             Err(error) => {
                 eprintln!("skipped: {error}");
                 None

@@ -19,40 +19,59 @@ use std::sync::Arc;
 use std::sync::mpsc::{Receiver, Sender, channel};
 use std::thread::JoinHandle;
 
-use fuser::{BackgroundSession, Config, Session, SessionACL};
-use pfn_blk::{NrPages, Region};
+use fuser::{BackgroundSession, Config, Notifier, Session, SessionACL};
+use pfn_blk::NrPages;
 use rustix::fs::{Mode, OFlags};
 use rustix::thread::UnshareFlags;
 
 use super::ServeWindowError;
 use super::filesystem::RegionFile;
+use super::layers::Layers;
 use super::mount::{Mounted, Place};
 use super::publication::{Permissions, Publication};
 
 /// Enough for those that wait for a disk not to hold up others.
 const WORKERS: usize = 4;
 
-/// Begins to serve `region` as a file of `size`, and to publish it. Returns the file, opened twice, and the thread that
-/// ends when all who have it open have closed it.
+/// What is done in the workers' table of fds.
+pub(super) type Job = Box<dyn FnOnce(&Notifier) + Send>;
+
+/// What was begun.
+pub(super) struct Begun {
+    /// The file, opened twice.
+    pub(super) files: [File; 2],
+    /// Done one after another. When it is closed, and all who have the file open have closed it,
+    /// the thread ends.
+    pub(super) jobs: Sender<Job>,
+    pub(super) thread: JoinHandle<()>,
+}
+
+/// Begins to serve `layers` as a file of `size`, and to publish it.
 ///
-/// The workers use fds as they are now, so the region must have opened all that it will.
+/// The workers use fds as they are now, so what is served must have opened all that it will; but
+/// for what a job opens, which is closed by a job, or at the end of it all.
 pub(super) fn begin(
-    region: &Arc<Region>,
+    layers: &Arc<Layers>,
     size: NrPages,
     publication: Option<&Publication>,
-) -> Result<([File; 2], JoinHandle<()>), ServeWindowError> {
+) -> Result<Begun, ServeWindowError> {
     let (ready, is_ready) = channel();
-    let (opened, is_opened) = channel();
+    let (jobs, work) = channel();
     let permissions = publication.map_or_else(Permissions::own, |one| one.permissions);
-    let filesystem = RegionFile::new(Arc::clone(region), size, permissions);
+    let layers = Arc::clone(layers);
     let publish = publication.map(|one| one.path().to_owned());
     let thread = std::thread::Builder::new()
         .name("served window".to_owned())
-        .spawn(move || run(filesystem, publish.as_deref(), &ready, &is_opened))
+        .spawn(move || {
+            let filesystem = RegionFile::new(Arc::clone(&layers), size, permissions);
+            run(filesystem, publish.as_deref(), &ready, &work);
+            layers.close();
+        })
         .map_err(ServeWindowError::Session)?;
-    match open_twice(&is_ready, opened) {
-        Ok(files) => Ok((files, thread)),
+    match open_twice(&is_ready) {
+        Ok(files) => Ok(Begun { files, jobs, thread }),
         Err(error) => {
+            drop(jobs);
             // Nobody has the file open, so it ends; and its copy of the region before the caller's.
             let _ = thread.join();
             Err(error)
@@ -60,31 +79,30 @@ pub(super) fn begin(
     }
 }
 
+/// A file's path, and what to drop when it is open.
+type Ready = (PathBuf, Sender<()>);
+
 /// Opens the file, once there is one to open.
 fn open_twice(
-    is_ready: &Receiver<Result<PathBuf, ServeWindowError>>,
-    opened: Sender<()>,
+    is_ready: &Receiver<Result<Ready, ServeWindowError>>,
 ) -> Result<[File; 2], ServeWindowError> {
     let gone = || ServeWindowError::Session(io::Error::other("its thread is gone"));
-    let root = is_ready.recv().map_err(|_| gone())??;
+    let (root, _until_opened) = is_ready.recv().map_err(|_| gone())??;
     let open = || -> io::Result<File> {
         // The kernel asks for owner and size now: until then a root has none of its own.
         std::fs::metadata(&root)?;
         Ok(rustix::fs::open(&root, OFlags::RDWR | OFlags::CLOEXEC, Mode::empty())?.into())
     };
     let open = || open().map_err(ServeWindowError::Open);
-    let files = [open()?, open()?];
-    // The thread waits for this to be gone.
-    drop(opened);
-    Ok(files)
+    Ok([open()?, open()?])
 }
 
 /// In a thread of its own: serves until nobody has the file open any more.
 fn run(
     filesystem: RegionFile,
     publish: Option<&Path>,
-    ready: &Sender<Result<PathBuf, ServeWindowError>>,
-    is_opened: &Receiver<()>,
+    ready: &Sender<Result<Ready, ServeWindowError>>,
+    work: &Receiver<Job>,
 ) {
     match serve(filesystem, publish) {
         Err(error) => {
@@ -92,10 +110,13 @@ fn run(
             let _ = ready.send(Err(error));
         }
         Ok((session, path, place)) => {
-            let _ = ready.send(Ok(path));
+            let (opened, is_opened) = channel();
+            let _ = ready.send(Ok((path, opened)));
             // It is opened, or they gave up.
             let _ = is_opened.recv();
             drop(place);
+            let notifier = session.notifier();
+            work.iter().for_each(|job| job(&notifier));
             if let Err(error) = session.join() {
                 tracing::error!(%error, "the served window ended");
             }
@@ -109,9 +130,10 @@ fn serve(
 ) -> Result<(BackgroundSession, PathBuf, Place), ServeWindowError> {
     // SAFETY: no thread may use an fd of another's table. This thread, and the workers that it
     // starts, use those that the region's stores hold, which are open in their copy of the table
-    // under the same numbers, as they were opened before; and those that are opened here, which are
-    // never handed to anyone else. What they hold is closed in their table when they have ended, as
-    // that goes with them; the region itself is dropped by whoever began this, after that.
+    // under the same numbers, as they were opened before; and those that are opened here, of the
+    // device and of layers, which are closed here, too: nobody else holds them. The copies go with
+    // the table, when all of these have ended; the region itself is dropped by whoever began this,
+    // after that.
     unsafe { rustix::thread::unshare_unsafe(UnshareFlags::FILES) }
         .map_err(|errno| ServeWindowError::Session(errno.into()))?;
     let Mounted { device, path, place } = Mounted::new(publish)?;

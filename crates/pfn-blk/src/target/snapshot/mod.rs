@@ -215,25 +215,26 @@ impl Snapshot {
         SnapshotUsage { chunk, used, capacity: capacity.min(self.layout.chunks()) }
     }
 
-    /// Writes all changes to the origin, makes them durable there, and forgets them: the snapshot
-    /// holds what it did, and its COW store is free. The origin must be writable. Returns how many
-    /// chunks that were.
+    /// Writes changes to the origin, makes them durable there, and forgets them, until there are
+    /// none or `chunks` were merged: the snapshot holds what it did, and so much of its COW store is
+    /// free. The origin must be writable. Returns how many chunks that were.
     ///
-    /// Bios go on between one piece and the next; what they change is merged too. After an error
-    /// or a crash nothing is lost, and the call may be repeated.
-    pub fn merge(&self) -> Result<u64, BioError> {
+    /// Bios go on between one piece and the next, and may change more. After an error or a crash
+    /// nothing is lost, and the call may be repeated.
+    pub fn merge(&self, chunks: u64) -> Result<u64, BioError> {
         let mut merged = 0;
-        loop {
+        while merged < chunks {
             let mut committed = lock(&self.committed);
             if let Some(failed) = &committed.failed {
                 return Err(failed.clone().into());
             }
             let _gate = self.gate.write().unwrap_or_else(PoisonError::into_inner);
             match self.merge_last(&mut committed)? {
-                0 => return Ok(merged),
+                0 => break,
                 some => merged += some,
             }
         }
+        Ok(merged)
     }
 
     /// Merges the last chunks that were taken, and gives them back.

@@ -1,0 +1,209 @@
+// SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
+
+//! What is served: a region, and the snapshots that were taken of it meanwhile.
+//!
+//! A snapshot leaves all that was written where it is, as it is, and keeps what is written from then
+//! on in a COW store of its own: a *layer* over what was served before. The layer goes when its
+//! changes are merged into what is beneath, or are dropped.
+//!
+//! Layers are made and taken away by one thread, the [workers'](super::workers): COW stores are open
+//! in its table of fds only.
+
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
+
+use pfn_blk::{
+    Access, BioError, FileStore, InvalidPages, InvalidSnapshot, InvalidStore, NrPages,
+    PersistError, PfnSpace, PgoffRange, Region, Sizing, Snapshot, SnapshotUsage,
+};
+use thiserror::Error;
+
+/// Pages of a layer's chunk, 16 KiB together.
+pub const LAYER_CHUNK: u64 = 4;
+
+/// Why a layer could not be made, or taken away.
+#[derive(Debug, Error)]
+#[non_exhaustive]
+pub enum LayerError {
+    /// The window is direct: what a guest writes is in the stores at once.
+    #[error("the region is mapped directly; serve it with --window served to take snapshots of it")]
+    Direct,
+    /// There is no layer.
+    #[error("no snapshot was taken since the daemon started")]
+    NoLayer,
+    /// Nothing can be changed, so there is nothing to keep apart.
+    #[error("the region is read-only")]
+    ReadOnly,
+    /// A guest may have pages in use that would change beneath it.
+    #[error("a frontend is connected, or has the window open; end its guest first")]
+    InUse,
+    /// The COW store can't be opened.
+    #[error("cannot open the COW store")]
+    Store(#[from] InvalidStore),
+    /// The COW store would be too large.
+    #[error("the COW store would be too large")]
+    Size(#[from] InvalidPages),
+    /// The COW store holds changes to something else.
+    #[error("the COW store has changes already; name a new file")]
+    NotEmpty,
+    /// The COW store can't be one.
+    #[error(transparent)]
+    Snapshot(#[from] InvalidSnapshot),
+    /// What was written before can't be made durable.
+    #[error("cannot sync what was written before the snapshot")]
+    Persist(#[from] PersistError),
+    /// Changes can't be merged; none is lost.
+    #[error("cannot merge; nothing is lost, and merging may be tried again")]
+    Merge(#[source] BioError),
+    /// What serves the window is gone.
+    #[error("the served window has ended")]
+    Ended,
+}
+
+/// A snapshot that was taken.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Layer {
+    /// Where what was written since is kept.
+    pub cow: PathBuf,
+    /// How full that is.
+    pub usage: SnapshotUsage,
+}
+
+/// A region with layers over it.
+#[derive(Debug)]
+pub(super) struct Layers {
+    bottom: Arc<Region>,
+    /// Each over the one before it. Locked for writing while one comes or goes.
+    stack: RwLock<Vec<Over>>,
+    /// How often the window's file is open.
+    openings: AtomicUsize,
+}
+
+/// What is over another.
+#[derive(Debug)]
+struct Over {
+    cow: PathBuf,
+    snapshot: Arc<Snapshot>,
+    region: Region,
+}
+
+impl Layers {
+    pub(super) fn new(bottom: Arc<Region>) -> Self {
+        Self { bottom, stack: RwLock::default(), openings: AtomicUsize::new(0) }
+    }
+
+    fn stack(&self) -> RwLockReadGuard<'_, Vec<Over>> {
+        self.stack.read().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Waits for bios that are under way, and lets none begin.
+    fn stack_alone(&self) -> RwLockWriteGuard<'_, Vec<Over>> {
+        self.stack.write().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn top<'a>(&'a self, stack: &'a [Over]) -> &'a Region {
+        stack.last().map_or(&self.bottom, |over| &over.region)
+    }
+
+    /// All pages.
+    pub(super) fn pages(&self) -> PgoffRange {
+        self.bottom.pages()
+    }
+
+    pub(super) fn read(&self, pages: PgoffRange, buffer: &mut [u8]) -> Result<(), BioError> {
+        self.top(&self.stack()).read(pages, buffer)
+    }
+
+    pub(super) fn write(&self, pages: PgoffRange, buffer: &[u8]) -> Result<(), BioError> {
+        self.top(&self.stack()).write(pages, buffer)
+    }
+
+    pub(super) fn persist(&self) -> Result<(), PersistError> {
+        self.top(&self.stack()).persist(self.pages())
+    }
+
+    /// The window's file was opened.
+    pub(super) fn opened(&self) {
+        self.openings.fetch_add(1, Ordering::SeqCst);
+    }
+
+    /// What was opened was closed, and all that was mapped through it unmapped.
+    pub(super) fn released(&self) {
+        self.openings.fetch_sub(1, Ordering::SeqCst);
+    }
+
+    /// How often the window's file is open.
+    pub(super) fn openings(&self) -> usize {
+        self.openings.load(Ordering::SeqCst)
+    }
+
+    /// The layers, the first one taken first.
+    pub(super) fn list(&self) -> Vec<Layer> {
+        let layer = |over: &Over| Layer { cow: over.cow.clone(), usage: over.snapshot.usage() };
+        self.stack().iter().map(layer).collect()
+    }
+
+    /// Keeps what is written from now on in a new file at `cow`, or an unused one. Beneath it all
+    /// that was written is durable.
+    pub(super) fn take_snapshot(&self, cow: &Path) -> Result<(), LayerError> {
+        if self.bottom.access() == Access::ReadOnly {
+            return Err(LayerError::ReadOnly);
+        }
+        let size = self.bottom.nr_pages();
+        let chunk = NrPages::try_new(LAYER_CHUNK)?;
+        let (store, sizing) = FileStore::open_sized(cow, Snapshot::ample_cow(size, chunk)?)?;
+        let taken = self.put_over(cow, store, chunk);
+        if taken.is_err() && sizing == Sizing::Created {
+            // Nobody misses it, and the next attempt can do without.
+            let _ = std::fs::remove_file(cow);
+        }
+        taken
+    }
+
+    fn put_over(&self, cow: &Path, store: FileStore, chunk: NrPages) -> Result<(), LayerError> {
+        let store = PfnSpace::new().add(Box::new(store))?;
+        // Most of the work, while bios go on.
+        self.persist()?;
+        let mut stack = self.stack_alone();
+        let top = self.top(&stack);
+        top.persist(self.pages())?;
+        let size = self.bottom.nr_pages();
+        let snapshot = Snapshot::open(Arc::clone(top.target()), store, chunk, size)?;
+        if snapshot.usage().used != 0 {
+            return Err(LayerError::NotEmpty);
+        }
+        let snapshot = Arc::new(snapshot);
+        let region = Region::try_new(Arc::clone(&snapshot) as _);
+        let region = region.expect("what is beneath a snapshot is its own");
+        stack.push(Over { cow: cow.to_owned(), snapshot, region });
+        Ok(())
+    }
+
+    /// Writes what was changed since the last snapshot to what is beneath, and forgets the snapshot.
+    /// Returns its COW store.
+    pub(super) fn merge(&self) -> Result<PathBuf, LayerError> {
+        let Some(snapshot) = self.stack().last().map(|over| Arc::clone(&over.snapshot)) else {
+            return Err(LayerError::NoLayer);
+        };
+        // Most of the work, while bios go on; and then what they have changed meanwhile.
+        snapshot.merge(snapshot.usage().used).map_err(LayerError::Merge)?;
+        let mut stack = self.stack_alone();
+        snapshot.merge(u64::MAX).map_err(LayerError::Merge)?;
+        Ok(stack.pop().expect("only one thread takes layers away").cow)
+    }
+
+    /// Forgets the last snapshot, and what was changed since. Returns its COW store, of which nothing
+    /// is of use any more.
+    pub(super) fn drop_changes(&self) -> Result<PathBuf, LayerError> {
+        match self.stack_alone().pop() {
+            Some(over) => Ok(over.cow),
+            None => Err(LayerError::NoLayer),
+        }
+    }
+
+    /// Closes all COW stores. Nothing may be read or written any more.
+    pub(super) fn close(&self) {
+        self.stack_alone().clear();
+    }
+}

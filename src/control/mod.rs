@@ -1,0 +1,72 @@
+// SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
+
+//! Control: what can be done to a device while it is served, over a Unix socket.
+
+mod client;
+mod operator;
+mod protocol;
+
+use std::io::{self, BufRead, BufReader, Read, Write};
+use std::os::unix::net::UnixStream;
+use std::sync::Arc;
+use std::time::Duration;
+
+use tracing::{info, warn};
+
+pub(crate) use self::client::run;
+pub(crate) use self::operator::Operator;
+pub(crate) use self::protocol::Command;
+use self::protocol::{Outcome, Reply, Request, VERSION};
+use crate::socket::Endpoint;
+
+/// No request is longer.
+const REQUEST_MAX: u64 = 64 << 10;
+/// How long a client may take to send one.
+const PATIENCE: Duration = Duration::from_secs(10);
+
+/// Answers whoever connects to `endpoint`, each in a thread of its own, as some requests take long.
+pub(crate) fn serve(endpoint: &Endpoint, operator: Arc<Operator>) -> io::Result<()> {
+    let listener = endpoint.listener()?;
+    let serve = move || {
+        for stream in listener.incoming() {
+            let operator = Arc::clone(&operator);
+            let answer = move || {
+                if let Err(error) = stream.and_then(|stream| answer(stream, &operator)) {
+                    warn!(%error, "control: a client was not answered");
+                }
+            };
+            // Without a thread to be had the client sees the connection closed.
+            if let Err(error) = std::thread::Builder::new().name("client".to_owned()).spawn(answer)
+            {
+                warn!(%error, "control: no thread for a client");
+            }
+        }
+    };
+    std::thread::Builder::new().name("control".to_owned()).spawn(serve)?;
+    Ok(())
+}
+
+/// Answers one request.
+fn answer(mut stream: UnixStream, operator: &Operator) -> io::Result<()> {
+    stream.set_read_timeout(Some(PATIENCE))?;
+    let peer = rustix::net::sockopt::socket_peercred(&stream)?;
+    let mut line = String::new();
+    BufReader::new((&stream).take(REQUEST_MAX)).read_line(&mut line)?;
+    let result = match serde_json::from_str(&line) {
+        Ok(Request { version: VERSION, command }) => {
+            if !matches!(command, Command::Status) {
+                let (pid, uid) = (peer.pid.as_raw_nonzero(), peer.uid.as_raw());
+                info!(?command, pid, uid, "control");
+            }
+            operator.carry_out(&command).map_err(|error| format!("{error:#}"))
+        }
+        Ok(Request { version, .. }) => {
+            Err(format!("this daemon speaks version {VERSION}, not {version}"))
+        }
+        Err(error) => Err(format!("not a request: {error}")),
+    };
+    let result = result.map_or_else(Outcome::Error, Outcome::Ok);
+    let mut reply = serde_json::to_vec(&Reply { version: VERSION, result })?;
+    reply.push(b'\n');
+    stream.write_all(&reply)
+}

@@ -1,0 +1,159 @@
+// SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
+
+//! What a request does.
+
+use std::fs::{self, File};
+use std::os::fd::{AsFd, OwnedFd};
+use std::path::Path;
+use std::sync::{Arc, Mutex, PoisonError};
+
+use anyhow::{Context, bail};
+use pfn_blk::table::Position;
+use pfn_blk::{
+    Access, LegState, Mirror, MirrorStatus, NrPages, Pagemap, Snapshot, SnapshotUsage, mark_origin,
+    unmark_origin,
+};
+use rustix::io::Errno;
+use tracing::{info, warn};
+use vhost_pmem::{Device, Window};
+
+use super::protocol::{self, Command, Cow, Status};
+use crate::resync;
+
+/// Operates a device.
+pub(crate) struct Operator {
+    pub(crate) device: Arc<Device>,
+    pub(crate) size: NrPages,
+    /// What it was made of at the start.
+    pub(crate) stores: Vec<Arc<Pagemap>>,
+    pub(crate) mirrors: Vec<(Position, Arc<Mirror>)>,
+    pub(crate) snapshots: Vec<(String, Arc<Snapshot>)>,
+    /// Held while something is changed.
+    pub(crate) changing: Mutex<()>,
+}
+
+impl Operator {
+    /// Carries a command out, and tells how all is then.
+    pub(super) fn carry_out(&self, command: &Command) -> anyhow::Result<Status> {
+        let changing = || self.changing.lock().unwrap_or_else(PoisonError::into_inner);
+        match command {
+            Command::Status => {}
+            Command::Snapshot { cow } => {
+                let _changing = changing();
+                self.take_snapshot(cow)?;
+            }
+            Command::Merge => {
+                let _changing = changing();
+                let cow = self.device.merge()?;
+                self.forget(&cow);
+                info!(cow = %cow.display(), "snapshot merged; its COW store is removed");
+            }
+            Command::Drop => {
+                let _changing = changing();
+                let cow = self.device.drop_changes()?;
+                self.forget(&cow);
+                info!(cow = %cow.display(), "changes since the snapshot dropped, with their store");
+            }
+            Command::Resync => {
+                let _changing = changing();
+                self.resync()?;
+            }
+        }
+        Ok(self.status())
+    }
+
+    fn take_snapshot(&self, cow: &Path) -> anyhow::Result<()> {
+        let origins = self.origins()?;
+        // Before anything is kept apart from them.
+        for origin in &origins {
+            match mark_origin(origin, cow) {
+                Ok(()) => {}
+                Err(error) if cannot_be_marked(&error) => warn!(
+                    cow = %cow.display(),
+                    "an origin can't be marked as one; until the snapshot is merged or dropped, \
+                     don't serve it without the COW store"
+                ),
+                Err(error) => {
+                    unmark(&origins);
+                    return Err(error).context("cannot mark an origin as one");
+                }
+            }
+        }
+        if let Err(error) = self.device.take_snapshot(cow) {
+            unmark(&origins);
+            return Err(error.into());
+        }
+        info!(cow = %cow.display(), "snapshot taken; what is written from now on is kept in its COW store");
+        Ok(())
+    }
+
+    /// A snapshot was merged or dropped: nothing is kept in `cow` any more.
+    fn forget(&self, cow: &Path) {
+        match self.origins() {
+            Ok(origins) => unmark(&origins),
+            Err(error) => warn!(%error, "an origin is still marked as one"),
+        }
+        if let Err(error) = fs::remove_file(cow) {
+            warn!(cow = %cow.display(), %error, "cannot remove a COW store that is of no use any more");
+        }
+    }
+
+    /// The files that are written now, and that a further snapshot would leave as they are.
+    fn origins(&self) -> anyhow::Result<Vec<OwnedFd>> {
+        if let Some(layer) = self.device.layers().pop() {
+            return Ok(vec![File::open(layer.cow)?.into()]);
+        }
+        let stores = self.stores.iter().map(|pagemap| pagemap.store());
+        let written = stores.filter(|store| store.access() == Access::ReadWrite);
+        Ok(written.map(|store| store.fd().try_clone_to_owned()).collect::<Result<_, _>>()?)
+    }
+
+    fn resync(&self) -> anyhow::Result<()> {
+        if self.mirrors.is_empty() {
+            bail!("there is no mirror");
+        }
+        self.mirrors.iter().for_each(|(position, mirror)| resync::make_whole(*position, mirror));
+        Ok(())
+    }
+
+    pub(super) fn status(&self) -> Status {
+        let cow = |name: String, usage: SnapshotUsage| {
+            let SnapshotUsage { chunk, used, capacity } = usage;
+            Cow { name, chunk: chunk.bytes(), used, capacity }
+        };
+        let layers = self.device.layers().into_iter();
+        let mirror = |(position, mirror): &(Position, Arc<Mirror>)| {
+            let MirrorStatus { legs, stale, regions } = mirror.status();
+            let legs = legs.iter().map(LegState::to_string).collect();
+            protocol::Mirror { name: position.to_string(), legs, stale, regions }
+        };
+        Status {
+            size: self.size.bytes(),
+            window: match self.device.window() {
+                Window::Direct { .. } => "direct".to_owned(),
+                Window::Served { .. } => "served".to_owned(),
+            },
+            frontend: self.device.is_connected(),
+            layers: layers.map(|layer| cow(layer.cow.display().to_string(), layer.usage)).collect(),
+            snapshots: self
+                .snapshots
+                .iter()
+                .map(|(name, one)| cow(name.clone(), one.usage()))
+                .collect(),
+            mirrors: self.mirrors.iter().map(mirror).collect(),
+        }
+    }
+}
+
+/// Whether a file is one that has no extended attributes of users: a block device, or memory.
+fn cannot_be_marked(error: &std::io::Error) -> bool {
+    matches!(Errno::from_io_error(error), Some(Errno::NOTSUP | Errno::PERM))
+}
+
+fn unmark(origins: &[impl AsFd]) {
+    for origin in origins {
+        if let Err(error) = unmark_origin(origin) {
+            warn!(%error, "an origin is still marked as one");
+        }
+    }
+}

@@ -1,0 +1,94 @@
+// SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
+
+//! What is said on a control socket: a request, then its reply, each a line of JSON.
+
+use std::path::PathBuf;
+
+use serde::{Deserialize, Serialize};
+
+/// Of requests and replies. Fields may be added to a version, and are ignored by who doesn't know
+/// them.
+pub(super) const VERSION: u32 = 1;
+
+#[derive(Debug, Serialize, Deserialize)]
+pub(super) struct Request {
+    pub(super) version: u32,
+    #[serde(flatten)]
+    pub(super) command: Command,
+}
+
+/// What is asked for.
+#[derive(Debug, Serialize, Deserialize)]
+#[serde(tag = "command", rename_all = "lowercase")]
+pub(crate) enum Command {
+    Status,
+    /// Answered when it is taken.
+    Snapshot {
+        /// Where to keep what is written from then on: a path that is good in any directory.
+        cow: PathBuf,
+    },
+    /// Answered when all is merged.
+    Merge,
+    Drop,
+    /// Answered when all legs were copied to.
+    Resync,
+}
+
+#[derive(Debug, Serialize, Deserialize)]
+pub(super) struct Reply {
+    pub(super) version: u32,
+    #[serde(flatten)]
+    pub(super) result: Outcome,
+}
+
+/// How it went.
+#[derive(Debug, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub(super) enum Outcome {
+    /// Well, and how all is after it.
+    Ok(Status),
+    /// Not; nothing was changed, but for a merge, of which any part may be done.
+    Error(String),
+}
+
+/// How a device is.
+#[derive(Debug, Serialize, Deserialize)]
+pub(crate) struct Status {
+    /// In bytes, without what is shown behind its end.
+    pub(crate) size: u64,
+    /// `direct` or `served`.
+    pub(crate) window: String,
+    /// Whether a frontend is connected.
+    pub(crate) frontend: bool,
+    /// The snapshots that were taken since the daemon started, the first one first.
+    pub(crate) layers: Vec<Cow>,
+    /// Those of the command line or the table.
+    pub(crate) snapshots: Vec<Cow>,
+    pub(crate) mirrors: Vec<Mirror>,
+}
+
+/// How full a snapshot's COW store is.
+#[derive(Debug, Serialize, Deserialize)]
+pub(crate) struct Cow {
+    /// A path, or a place in the table.
+    pub(crate) name: String,
+    /// In bytes.
+    pub(crate) chunk: u64,
+    /// In chunks.
+    pub(crate) used: u64,
+    /// In chunks.
+    pub(crate) capacity: u64,
+}
+
+/// How a mirror is.
+#[derive(Debug, Serialize, Deserialize)]
+pub(crate) struct Mirror {
+    /// A place in the table.
+    pub(crate) name: String,
+    /// Of each leg: `healthy`, `recovering` or `failed`.
+    pub(crate) legs: Vec<String>,
+    /// In how many regions they may differ.
+    pub(crate) stale: u64,
+    /// How many regions there are.
+    pub(crate) regions: u64,
+}
