@@ -2,6 +2,7 @@
 
 //! The daemon's command line: what it answers to bad input, and how it starts and ends.
 
+mod control;
 mod publish;
 
 use std::fs;

@@ -12,11 +12,11 @@ use rustix::process::{Pid, Signal, kill_process};
 use crate::Place;
 
 /// A daemon without a socket, which has published its window.
-struct Publisher(Child);
+pub(crate) struct Publisher(Child);
 
 impl Publisher {
     /// None where there is no FUSE to be had.
-    fn start(place: &Place, args: &str) -> Option<Self> {
+    pub(crate) fn start(place: &Place, args: &str) -> Option<Self> {
         let mut daemon = Self(place.command(args).stderr(Stdio::piped()).spawn().unwrap());
         let mut log = Vec::new();
         for line in BufReader::new(daemon.0.stderr.take().unwrap()).lines() {
@@ -31,7 +31,7 @@ impl Publisher {
         None
     }
 
-    fn signal(&mut self, signal: Signal) -> bool {
+    pub(crate) fn signal(&mut self, signal: Signal) -> bool {
         kill_process(Pid::from_child(&self.0), signal).unwrap();
         self.0.wait().unwrap().success()
     }

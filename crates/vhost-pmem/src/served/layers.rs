@@ -207,3 +207,157 @@ impl Layers {
         self.stack_alone().clear();
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::io;
+    use std::sync::atomic::{AtomicBool, AtomicU64};
+
+    use pfn_blk::{HookedStore, MemoryStore, Pgoff, StoreOperation};
+
+    use super::*;
+
+    const PAGES: u64 = 64;
+
+    fn page(at: u64) -> PgoffRange {
+        PgoffRange::try_new(Pgoff::try_new(at).unwrap(), NrPages::ONE).unwrap()
+    }
+
+    fn write(layers: &Layers, at: u64, value: u64) {
+        layers.write(page(at), &value.to_le_bytes().repeat(512)).unwrap();
+    }
+
+    fn value(region: impl Fn(PgoffRange, &mut [u8]) -> Result<(), BioError>, at: u64) -> u64 {
+        let mut bytes = [0; 4096];
+        region(page(at), &mut bytes).unwrap();
+        let value = u64::from_le_bytes(bytes[..8].try_into().unwrap());
+        assert_eq!(bytes[..], value.to_le_bytes().repeat(512), "a page is torn");
+        value
+    }
+
+    /// A region of zeroes, whose writes fail while the flag is set.
+    fn bottom(failing: &Arc<AtomicBool>) -> Arc<Region> {
+        let store = MemoryStore::new("bottom", NrPages::try_new(PAGES).unwrap()).unwrap();
+        let failing = Arc::clone(failing);
+        let hooked = HookedStore::new(store, move |operation| match operation {
+            StoreOperation::Write(_) if failing.load(Ordering::SeqCst) => {
+                Err(io::Error::other("injected"))
+            }
+            _ => Ok(()),
+        });
+        let pagemap = PfnSpace::new().add(Box::new(hooked)).unwrap();
+        Arc::new(Region::try_new(pagemap).unwrap())
+    }
+
+    fn whole() -> Arc<Region> {
+        bottom(&Arc::default())
+    }
+
+    #[test]
+    fn snapshots_stack_and_come_off_last_first() {
+        let dir = tempfile::tempdir().unwrap();
+        let cow = |name| dir.path().join(name);
+        let bottom = whole();
+        let layers = Layers::new(Arc::clone(&bottom));
+        let all = |layers: &Layers| [0, 1, 2, 9].map(|at| value(|p, b| layers.read(p, b), at));
+        assert!(matches!(layers.merge(), Err(LayerError::NoLayer)));
+        write(&layers, 0, 1);
+        layers.take_snapshot(&cow("one")).unwrap();
+        write(&layers, 1, 2);
+        layers.take_snapshot(&cow("two")).unwrap();
+        write(&layers, 2, 3);
+        write(&layers, 1, 4);
+        assert_eq!(all(&layers), [1, 4, 3, 0]);
+        let used: Vec<_> = layers.list().iter().map(|layer| layer.usage.used).collect();
+        assert_eq!(used, [1, 1]);
+        assert_eq!([0, 1, 2].map(|at| value(|p, b| bottom.read(p, b), at)), [1, 0, 0]);
+
+        assert_eq!(layers.drop_changes().unwrap(), cow("two"));
+        assert_eq!(all(&layers), [1, 2, 0, 0]);
+        write(&layers, 9, 5);
+        assert_eq!(layers.merge().unwrap(), cow("one"));
+        assert_eq!(all(&layers), [1, 2, 0, 5]);
+        assert_eq!([0, 1, 2, 9].map(|at| value(|p, b| bottom.read(p, b), at)), [1, 2, 0, 5]);
+        assert!(layers.list().is_empty());
+    }
+
+    #[test]
+    fn snapshot_into_a_store_with_changes_is_refused_and_keeps_it() {
+        let dir = tempfile::tempdir().unwrap();
+        let cow = dir.path().join("cow");
+        let layers = Layers::new(whole());
+        layers.take_snapshot(&cow).unwrap();
+        write(&layers, 1, 1);
+        layers.persist().unwrap();
+        layers.drop_changes().unwrap();
+        assert!(matches!(layers.take_snapshot(&cow), Err(LayerError::NotEmpty)));
+        assert!(cow.exists());
+        let none = dir.path().join("none/cow");
+        assert!(matches!(layers.take_snapshot(&none), Err(LayerError::Store(_))));
+        assert!(layers.list().is_empty());
+    }
+
+    #[test]
+    fn merge_that_fails_loses_nothing_and_may_be_repeated() {
+        let dir = tempfile::tempdir().unwrap();
+        let failing = Arc::default();
+        let layers = Layers::new(bottom(&failing));
+        layers.take_snapshot(&dir.path().join("cow")).unwrap();
+        (0..PAGES).for_each(|at| write(&layers, at, at + 1));
+        failing.store(true, Ordering::SeqCst);
+        assert!(matches!(layers.merge(), Err(LayerError::Merge(_))));
+        assert_eq!(layers.list().len(), 1);
+        layers.persist().unwrap();
+        failing.store(false, Ordering::SeqCst);
+        layers.merge().unwrap();
+        assert!((0..PAGES).all(|at| value(|p, b| layers.read(p, b), at) == at + 1));
+    }
+
+    /// Writers count pages up while snapshots come and go. What is beneath a snapshot must not
+    /// change, and must be what a writer that persists in between could have left.
+    #[test]
+    fn snapshots_taken_and_merged_under_load_are_points_in_time() {
+        let dir = tempfile::tempdir().unwrap();
+        let bottom = whole();
+        let layers = Layers::new(Arc::clone(&bottom));
+        let persisted: [AtomicU64; 4] = Default::default();
+        let done = AtomicBool::new(false);
+        std::thread::scope(|scope| {
+            for (writer, persisted) in (0..).zip(&persisted) {
+                let (layers, done) = (&layers, &done);
+                scope.spawn(move || {
+                    for count in 1.. {
+                        // The second page is written when the first one is durable.
+                        write(layers, writer * 8, count);
+                        layers.persist().unwrap();
+                        write(layers, writer * 8 + 5, count);
+                        layers.persist().unwrap();
+                        persisted.store(count, Ordering::SeqCst);
+                        if done.load(Ordering::SeqCst) {
+                            return;
+                        }
+                    }
+                });
+            }
+            for round in 0..40 {
+                let before: Vec<_> = persisted.iter().map(|at| at.load(Ordering::SeqCst)).collect();
+                let cow = dir.path().join(round.to_string());
+                layers.take_snapshot(&cow).unwrap();
+                let beneath = |at| value(|p, b| bottom.read(p, b), at);
+                let pairs = || (0..4).map(|writer| (beneath(writer * 8), beneath(writer * 8 + 5)));
+                let taken: Vec<_> = pairs().collect();
+                for ((first, second), before) in taken.iter().zip(before) {
+                    assert!(*second >= before && (*first == *second || *first == second + 1));
+                }
+                std::thread::sleep(std::time::Duration::from_millis(2));
+                assert!(pairs().eq(taken), "what is beneath a snapshot has changed");
+                layers.merge().unwrap();
+            }
+            done.store(true, Ordering::SeqCst);
+        });
+        for (writer, persisted) in (0..).zip(persisted) {
+            let count = persisted.into_inner();
+            assert_eq!(value(|p, b| bottom.read(p, b), writer * 8 + 5), count);
+        }
+    }
+}
