@@ -26,6 +26,7 @@ pub struct VmBuilder<'lab> {
     lab: &'lab Lab,
     kernel: Kernel,
     modules: Vec<String>,
+    programs: Vec<String>,
     script: String,
     memory: String,
     devices: Vec<OsString>,
@@ -42,6 +43,7 @@ impl<'lab> VmBuilder<'lab> {
             lab,
             kernel: Kernel::default(),
             modules: Vec::new(),
+            programs: Vec::new(),
             script: String::new(),
             memory: MEMORY.to_owned(),
             devices: Vec::new(),
@@ -65,6 +67,14 @@ impl<'lab> VmBuilder<'lab> {
     #[must_use]
     pub fn module(mut self, name: &str) -> Self {
         self.modules.push(name.to_owned());
+        self
+    }
+
+    /// Gives the guest the program `name`, of the Debian package of that name, such as `fio`;
+    /// obtained at [`VmBuilder::boot`] if it is missing.
+    #[must_use]
+    pub fn program(mut self, name: &str) -> Self {
+        self.programs.push(name.to_owned());
         self
     }
 
@@ -137,15 +147,19 @@ impl<'lab> VmBuilder<'lab> {
     ///
     /// # Errors
     ///
-    /// When the kernel can't be obtained, has not the modules asked for, or QEMU can't be started.
+    /// When the kernel or a program can't be obtained, the kernel has not the modules asked for, or
+    /// QEMU can't be started.
     pub fn boot(self) -> Result<Vm> {
         let (kernel, base) = self.lab.kernel(self.kernel)?;
         let dir = tempfile::Builder::new().prefix("guest-").tempdir()?;
         let files = VmFiles::new(dir);
         let initramfs = files.path("initramfs");
         fs::copy(&base, &initramfs).with_context(|| format!("cannot copy {}", base.display()))?;
-        let overlay =
+        let mut overlay =
             initramfs::overlay(&self.script, &self.modules, &kernel, self.lab.userland())?;
+        for name in &self.programs {
+            overlay.extend(initramfs::program(name, &self.lab.package(name)?)?);
+        }
         File::options().append(true).open(&initramfs)?.write_all(&overlay)?;
 
         let mut qemu = self.lab.qemu().command()?;

@@ -103,6 +103,21 @@ pub(crate) fn overlay(
     archive.finish()
 }
 
+/// The program `name` of `tree`, with its libraries.
+pub(crate) fn program(name: &str, tree: &Tree) -> Result<Vec<u8>> {
+    let mut archive = Archive::default();
+    let mut paths = tree.libraries(&[tree.find(name)?])?;
+    paths.insert(tree.find(name)?);
+    for path in &paths {
+        // The kernel makes no directories on the way, and minds none that are there.
+        if let Some((directory, _)) = path.rsplit_once('/') {
+            archive.directory(directory)?;
+        }
+        archive.file(path, 0o755, &fs::read(tree.path(path))?)?;
+    }
+    archive.finish()
+}
+
 fn base_archive(kernel: &KernelTree, userland: &Tree) -> Result<Vec<u8>> {
     let mut archive = Archive::default();
     for directory in DIRECTORIES {

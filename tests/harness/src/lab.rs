@@ -75,6 +75,16 @@ impl Lab {
         self.boot_files(&Store::lock()?, kernel)
     }
 
+    /// The package `name` and all it depends on, obtained if they are missing.
+    pub(crate) fn package(&self, name: &str) -> Result<Tree> {
+        let store = Store::lock()?;
+        let root = store.part(&format!("package-{name}"), name, |root| {
+            let apt = apt(&store, Kernel::Trixie.suites())?;
+            Tree::unpack(root, &apt.fetch_closure(&[name])?)?.announce(name)
+        })?;
+        Ok(Tree::at(root))
+    }
+
     fn boot_files(&self, store: &Store, kernel: Kernel) -> Result<(KernelTree, PathBuf)> {
         let tree = kernel.obtain(store, || apt(store, kernel.suites()))?;
         let initramfs = initramfs::base(store, kernel, &tree, &self.userland)?;

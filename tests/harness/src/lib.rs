@@ -13,7 +13,7 @@
 //!
 //! - [`Lab::open`] obtains what is missing – QEMU, the guest's userland, a kernel – into `guest/`
 //!   under the cargo target directory, where it stays. One process at a time does so; a warm lab
-//!   needs no network.
+//!   needs no network. What few VMs want, a VM asks for: [`VmBuilder::program`].
 //! - [`Lab::vm`] describes a VM, [`VmBuilder::boot`] starts it, [`Vm::wait`] ends with an
 //!   [`Outcome`].
 //! - The guest is an initramfs. Its `/init` loads modules, runs the script and prints `MARK done

@@ -3,6 +3,7 @@
 //! A Debian tree that is unpacked but not installed, and its programs, run through its own loader.
 
 use std::collections::BTreeSet;
+use std::ffi::OsStr;
 use std::fs;
 use std::os::unix::fs::symlink;
 use std::path::{Path, PathBuf};
@@ -25,7 +26,8 @@ const EXCLUDED: [&str; 5] = [
 ];
 
 const LOADER: &str = "usr/lib64/ld-linux-x86-64.so.2";
-const LIBRARIES: &str = "usr/lib/x86_64-linux-gnu";
+/// Those of Ceph, which fio wants, name the second by a path that only holds in a guest.
+const LIBRARIES: [&str; 2] = ["usr/lib/x86_64-linux-gnu", "usr/lib/x86_64-linux-gnu/ceph"];
 
 /// The root of an unpacked tree.
 #[derive(Clone, Debug)]
@@ -118,7 +120,8 @@ impl Tree {
 
     fn loader(&self) -> Command {
         let mut command = Command::new(self.path(LOADER));
-        command.arg("--library-path").arg(self.path(LIBRARIES));
+        let path = LIBRARIES.map(|dir| self.path(dir).into_os_string());
+        command.arg("--library-path").arg(path.join(OsStr::new(":")));
         command
     }
 }

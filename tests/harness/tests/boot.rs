@@ -57,6 +57,30 @@ fn own_pmem_with_dax_keeps_stores_in_host_file() {
 }
 
 #[test]
+fn fio_on_dax_mount_writes_every_page() {
+    let lab = Lab::open().unwrap();
+    let dir = tempfile::tempdir().unwrap();
+    let disk = dir.path().join("pmem");
+    sparse_file(&disk, SIZE);
+    lab.vm()
+        .program("fio")
+        .own_virtio_pmem(&disk, SIZE)
+        .script(
+            "set -e
+            mkfs.ext4 -qF -b 4096 /dev/pmem0
+            mount -o dax=always /dev/pmem0 /mnt
+            head -c 8m /dev/zero | tr '\\0' '\\247' > expected
+            for engine in mmap sync; do
+                fio --name=$engine --ioengine=$engine --filename=/mnt/$engine --size=8m --bs=4k \
+                    --rw=randwrite --fsync=256 --buffer_pattern=0xa7
+                cmp /mnt/$engine expected
+            done",
+        )
+        .run()
+        .unwrap();
+}
+
+#[test]
 fn reset_with_reboots_allowed_runs_script_again() {
     let lab = Lab::open().unwrap();
     let dir = tempfile::tempdir().unwrap();
