@@ -2,6 +2,8 @@
 
 //! What no VMM can map: copy-on-write and mirrored memory, with DAX all the same.
 
+mod read_only;
+
 use std::fs::File;
 use std::io::Read;
 use std::path::{Path, PathBuf};
@@ -17,7 +19,6 @@ use crate::{DAEMON, guest, on_ext4_and_xfs, pages_of, serve, serve_table, sparse
 on_ext4_and_xfs! {
     snapshot_keeps_what_is_written_and_its_origin_is_not_touched
     mirror_goes_on_without_a_leg_and_is_made_whole_again
-    read_only_base_is_read_and_a_write_fails_the_flush
     killed_in_the_midst_of_flushes_daemon_is_gone_and_nothing_synced_is_lost
 }
 
@@ -249,28 +250,5 @@ fn killed_in_the_midst_of_flushes_daemon_is_gone_and_nothing_synced_is_lost(
         fsck /dev/pmem0"
     ));
     guest(&lab, filesystem, &[&daemon]).script(&verify).run().unwrap();
-    assert!(same(&base, &copy), "the base was changed");
-}
-
-fn read_only_base_is_read_and_a_write_fails_the_flush(filesystem: Filesystem) {
-    if !can_serve() {
-        return;
-    }
-    let lab = Lab::open().unwrap();
-    let dir = tempfile::tempdir().unwrap();
-    let (base, copy) = base(&lab, filesystem, &dir);
-    let args = ["--file".as_ref(), base.as_os_str(), "--read-only".as_ref()];
-    let daemon = Daemon::start(DAEMON, args).unwrap();
-    let script = filesystem.script(
-        "mount -o dax=always,ro,$norecovery /dev/pmem0 /mnt
-        head -c 1m /dev/zero | tr '\\0' '\\263' | cmp - /mnt/base
-        umount /mnt
-        # To the device itself, through what is mapped of it.
-        if dd if=/dev/urandom of=/dev/pmem0 bs=1M count=4 seek=64 conv=fsync 2>&1; then exit 1; fi
-        echo REFUSED",
-    );
-    let outcome = guest(&lab, filesystem, &[&daemon]).script(&script).run().unwrap();
-    assert!(outcome.serial.contains("REFUSED"), "{}", outcome.serial);
-    assert!(daemon.log().contains("is read-only"), "{}", daemon.log());
     assert!(same(&base, &copy), "the base was changed");
 }

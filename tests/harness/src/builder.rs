@@ -29,6 +29,7 @@ pub struct VmBuilder<'lab> {
     programs: Vec<String>,
     script: String,
     memory: String,
+    kernel_arguments: String,
     devices: Vec<OsString>,
     chardevs: usize,
     own_devices: usize,
@@ -46,6 +47,7 @@ impl<'lab> VmBuilder<'lab> {
             programs: Vec::new(),
             script: String::new(),
             memory: MEMORY.to_owned(),
+            kernel_arguments: String::new(),
             devices: Vec::new(),
             chardevs: 0,
             own_devices: 0,
@@ -75,6 +77,13 @@ impl<'lab> VmBuilder<'lab> {
     #[must_use]
     pub fn program(mut self, name: &str) -> Self {
         self.programs.push(name.to_owned());
+        self
+    }
+
+    /// Adds `argument` to the kernel's command line.
+    #[must_use]
+    pub fn kernel_argument(mut self, argument: &str) -> Self {
+        self.kernel_arguments += &format!(" {argument}");
         self
     }
 
@@ -198,7 +207,7 @@ impl<'lab> VmBuilder<'lab> {
         // for ever, so there it stops. Level 5 shows warnings and worse: all that tells of
         // trouble.
         let panic = if self.reboots { 0 } else { -1 };
-        format!("console=ttyS0 loglevel=5 panic={panic}")
+        format!("console=ttyS0 loglevel=5 panic={panic}{}", self.kernel_arguments)
     }
 }
 
