@@ -2,13 +2,13 @@
 
 //! What no VMM can map: copy-on-write and mirrored memory, with DAX all the same.
 
+mod killed;
 mod read_only;
 
 use std::fs::File;
 use std::io::Read;
 use std::path::{Path, PathBuf};
 use std::process::Command;
-use std::time::Duration;
 
 use guest_harness::{Daemon, Lab};
 use tempfile::TempDir;
@@ -19,7 +19,6 @@ use crate::{DAEMON, guest, on_ext4_and_xfs, pages_of, serve, serve_table, sparse
 on_ext4_and_xfs! {
     snapshot_keeps_what_is_written_and_its_origin_is_not_touched
     mirror_goes_on_without_a_leg_and_is_made_whole_again
-    killed_in_the_midst_of_flushes_daemon_is_gone_and_nothing_synced_is_lost
 }
 
 const SIZE: u64 = 512 << 20;
@@ -206,49 +205,4 @@ fn mirror_goes_on_without_a_leg_and_is_made_whole_again(filesystem: Filesystem) 
     guest(&lab, filesystem, &[&daemon]).script(&script).run().unwrap();
     daemon.terminate().unwrap();
     assert!(same(&legs[0], &legs[1]));
-}
-
-fn killed_in_the_midst_of_flushes_daemon_is_gone_and_nothing_synced_is_lost(
-    filesystem: Filesystem,
-) {
-    if !can_serve() {
-        return;
-    }
-    let lab = Lab::open().unwrap();
-    let dir = tempfile::tempdir().unwrap();
-    let (base, copy) = base(&lab, filesystem, &dir);
-    let cow = dir.path().join("cow");
-    let daemon = serve_overlay(&base, &cow);
-    let script = filesystem.script(
-        "mount_dax /dev/pmem0
-        # Something dirty at any time.
-        while :; do dd if=/dev/urandom of=/mnt/unsynced bs=1M count=8 status=none; done &
-        number=0
-        while :; do
-            number=$((number + 1))
-            head -c 64k /dev/urandom > noise
-            (md5sum < noise; cat noise) > /mnt/$number
-            sync /mnt/$number /mnt
-            echo MARK $number
-        done",
-    );
-    let vm = guest(&lab, filesystem, &[&daemon]).script(&script).boot().unwrap();
-    vm.wait_for("MARK 8").unwrap();
-    daemon.kill(Duration::from_secs(20)).unwrap();
-    let serial = vm.serial();
-    vm.kill().unwrap();
-    let last = serial.lines().filter_map(|line| line.trim().strip_prefix("MARK ")).next_back();
-    let last: u32 = last.unwrap().parse().unwrap();
-
-    let daemon = serve_overlay(&base, &cow);
-    let verify = filesystem.script(&format!(
-        "mount_dax /dev/pmem0
-        for number in $(seq 1 {last}); do
-            (head -n 1 /mnt/$number; tail -n +2 /mnt/$number | md5sum) | uniq | wc -l | grep -qx 1
-        done
-        umount /mnt
-        fsck /dev/pmem0"
-    ));
-    guest(&lab, filesystem, &[&daemon]).script(&verify).run().unwrap();
-    assert!(same(&base, &copy), "the base was changed");
 }
