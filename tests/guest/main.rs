@@ -27,11 +27,12 @@ fn serve(file: &Path) -> Daemon {
     Daemon::start(DAEMON, args).unwrap()
 }
 
-/// The daemon, serving what a table says.
+/// The daemon, serving what a table says, with a control socket.
 fn serve_table(dir: &TempDir, text: &str) -> Daemon {
-    let table = dir.path().join("table");
+    let [table, control] = ["table", "control"].map(|name| dir.path().join(name));
     std::fs::write(&table, text).unwrap();
-    Daemon::start(DAEMON, ["--table".as_ref(), table.as_os_str()]).unwrap()
+    let args = ["--table".as_ref(), table.as_os_str(), "--control".as_ref(), control.as_os_str()];
+    Daemon::start(DAEMON, args).unwrap()
 }
 
 /// An empty file of `size`.

@@ -3,6 +3,7 @@
 //! What no VMM can map: copy-on-write and mirrored memory, with DAX all the same.
 
 mod killed;
+mod live;
 mod read_only;
 
 use std::fs::File;
@@ -14,11 +15,10 @@ use guest_harness::{Daemon, Lab};
 use tempfile::TempDir;
 
 use crate::filesystem::Filesystem;
-use crate::{DAEMON, guest, on_ext4_and_xfs, pages_of, serve, serve_table, sparse_file};
+use crate::{DAEMON, guest, on_ext4_and_xfs, pages_of, serve};
 
 on_ext4_and_xfs! {
     snapshot_keeps_what_is_written_and_its_origin_is_not_touched
-    mirror_goes_on_without_a_leg_and_is_made_whole_again
 }
 
 const SIZE: u64 = 512 << 20;
@@ -136,73 +136,4 @@ fn snapshot_keeps_what_is_written_and_its_origin_is_not_touched(filesystem: File
     let outcome = guest(&lab, filesystem, &[&again, &fresh]).script(&verify).run().unwrap();
     assert_eq!(outcome.serial.matches("FOUND").count(), 1, "{}", outcome.serial);
     assert!(same(&base, &copy), "the base was changed");
-}
-
-/// A tmpfs of a size; only root can mount one.
-struct Tmpfs(PathBuf);
-
-impl Tmpfs {
-    fn new(place: PathBuf, size: &str) -> Option<Self> {
-        std::fs::create_dir(&place).unwrap();
-        let options = format!("size={size}");
-        let mut mount = Command::new("mount");
-        mount.args(["-t", "tmpfs", "-o", &options, "tmpfs"]).arg(&place);
-        mount.output().ok()?.status.success().then_some(Self(place))
-    }
-
-    fn resize(&self, size: &str) {
-        let mut mount = Command::new("mount");
-        mount.args(["-o", &format!("remount,size={size}")]).arg(&self.0);
-        assert!(mount.status().unwrap().success());
-    }
-}
-
-impl Drop for Tmpfs {
-    fn drop(&mut self) {
-        let _ = Command::new("umount").arg(&self.0).status();
-    }
-}
-
-fn mirror_goes_on_without_a_leg_and_is_made_whole_again(filesystem: Filesystem) {
-    if !can_serve() {
-        return;
-    }
-    let lab = Lab::open().unwrap();
-    let dir = tempfile::tempdir().unwrap();
-    // Large enough for the filesystem, and too small for what is written to it.
-    let Some(small) = Tmpfs::new(dir.path().join("small"), "64m") else {
-        eprintln!("skipped: cannot mount a tmpfs; run as root");
-        return;
-    };
-    let legs = [dir.path().join("leg"), small.0.join("leg")];
-    let log = dir.path().join("log");
-    legs.iter().for_each(|leg| sparse_file(leg, SIZE));
-    sparse_file(&log, 8192);
-    let [one, other, log] = [&legs[0], &legs[1], &log].map(|path| word(path));
-    let table = format!("0 {SECTORS} mirror disk 3 {log} 1024 nosync 2 {one} 0 {other} 0\n");
-    let daemon = serve_table(&dir, &table);
-    let script = filesystem.script(
-        "mkfs /dev/pmem0
-        mount_dax /dev/pmem0
-        xfs_io -fc 'pwrite -q -S 0xa7 0 100m' -c fsync /mnt/file
-        xfs_io -fc 'pwrite -q -S 0xb3 0 1m' -c fsync /mnt/later
-        umount /mnt
-        fsck /dev/pmem0",
-    );
-    guest(&lab, filesystem, &[&daemon]).script(&script).run().unwrap();
-    assert!(daemon.log().contains("mirror: a leg failed and was dropped"), "{}", daemon.log());
-    daemon.terminate().unwrap();
-    assert!(!same(&legs[0], &legs[1]));
-
-    small.resize("600m");
-    let daemon = serve_table(&dir, &table);
-    daemon.wait_for_log("mirror: all legs are the same").unwrap();
-    let script = filesystem.script(
-        "mount_dax /dev/pmem0
-        head -c 100m /dev/zero | tr '\\0' '\\247' | cmp - /mnt/file
-        umount /mnt",
-    );
-    guest(&lab, filesystem, &[&daemon]).script(&script).run().unwrap();
-    daemon.terminate().unwrap();
-    assert!(same(&legs[0], &legs[1]));
 }
