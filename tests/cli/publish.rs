@@ -5,7 +5,7 @@
 use std::fs::{self, File, OpenOptions};
 use std::io::{BufRead, BufReader, ErrorKind};
 use std::os::unix::fs::{FileExt, OpenOptionsExt, PermissionsExt};
-use std::process::{Child, Stdio};
+use std::process::{Child, Command, Stdio};
 
 use rustix::process::{Pid, Signal, kill_process};
 
@@ -17,7 +17,12 @@ pub(crate) struct Publisher(Child);
 impl Publisher {
     /// None where there is no FUSE to be had.
     pub(crate) fn start(place: &Place, args: &str) -> Option<Self> {
-        let mut daemon = Self(place.command(args).stderr(Stdio::piped()).spawn().unwrap());
+        Self::spawn(place.command(args))
+    }
+
+    /// The same, for a command that starts the daemon.
+    pub(crate) fn spawn(mut command: Command) -> Option<Self> {
+        let mut daemon = Self(command.stderr(Stdio::piped()).spawn().unwrap());
         let mut log = Vec::new();
         for line in BufReader::new(daemon.0.stderr.take().unwrap()).lines() {
             log.push(line.unwrap());
