@@ -8,6 +8,7 @@ mod driver;
 mod handshake;
 mod process;
 mod requests;
+mod served;
 mod server;
 mod store;
 mod vmm;
