@@ -8,7 +8,7 @@ use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
 use std::os::unix::fs::{FileExt, FileTypeExt};
 use std::path::{Path, PathBuf};
 
-use rustix::fs::{FlockOperation, FsWord, Mode, OFlags};
+use rustix::fs::{FileType, FlockOperation, FsWord, Mode, OFlags};
 use rustix::io::Errno;
 use thiserror::Error;
 
@@ -185,6 +185,19 @@ impl FileStore {
     }
 }
 
+impl FileStore {
+    /// That nobody has cut off its end.
+    fn check_whole(&self) -> io::Result<()> {
+        let stat = rustix::fs::fstat(&self.file)?;
+        let is_file = FileType::from_raw_mode(stat.st_mode) == FileType::RegularFile;
+        if is_file && u64::try_from(stat.st_size).is_ok_and(|bytes| bytes < self.bytes) {
+            let lost = "the file was cut off; what was behind its end is lost";
+            return Err(io::Error::new(io::ErrorKind::UnexpectedEof, lost));
+        }
+        Ok(())
+    }
+}
+
 impl Store for FileStore {
     fn name(&self) -> &str {
         &self.name
@@ -219,10 +232,13 @@ impl Store for FileStore {
     }
 
     fn write(&self, at: Pgoff, buffer: &[u8]) -> io::Result<()> {
+        // It would grow the file again, and what was cut off would be zeroes.
+        self.check_whole()?;
         self.file.write_all_at(buffer, at.bytes())
     }
 
     fn persist(&self) -> io::Result<()> {
+        self.check_whole()?;
         // fdatasync(2) writes the pages dirtied through any mapping of the file, by any process,
         // and with them the metadata that is needed to find them again.
         self.file.sync_data()
@@ -407,6 +423,22 @@ mod tests {
         // What was there and is gone is an error, not zeroes.
         File::options().write(true).open(&path).unwrap().set_len(4096).unwrap();
         store.read(Pgoff::ZERO, &mut bytes).unwrap_err();
+    }
+
+    #[test]
+    fn file_that_was_cut_off_fails_and_does_not_grow_again() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("file");
+        let (store, _) = FileStore::open_sized(&path, pages(4)).unwrap();
+        let file = File::options().write(true).open(&path).unwrap();
+        file.set_len(4096).unwrap();
+        store.read(Pgoff::try_new(2).unwrap(), &mut [0; 4096]).unwrap_err();
+        store.write(Pgoff::try_new(3).unwrap(), &[7; 4096]).unwrap_err();
+        store.persist().unwrap_err();
+        assert_eq!(file.metadata().unwrap().len(), 4096);
+        file.set_len(4 * 4096).unwrap();
+        store.write(Pgoff::try_new(3).unwrap(), &[7; 4096]).unwrap();
+        store.persist().unwrap();
     }
 
     #[test]

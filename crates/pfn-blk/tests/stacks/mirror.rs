@@ -219,6 +219,57 @@ fn leg_that_fails_a_read_is_dropped_and_another_one_answers() {
 }
 
 #[test]
+fn leg_that_is_cut_off_is_dropped_and_gets_all_again() {
+    for (how, at_once) in [("read", true), ("write", true), ("persist", true), ("read", false)] {
+        let dir = tempfile::tempdir().unwrap();
+        let path = |name: &str| dir.path().join(name);
+        let open = || {
+            let mut space = PfnSpace::new();
+            let mut store = |name: &str, size| {
+                let (store, _) = FileStore::open_sized(&path(name), nr_pages(size)).unwrap();
+                space.add(Box::new(store)).unwrap() as Arc<dyn Target>
+            };
+            let legs = ["one", "two"].map(|leg| (store(leg, 16), Pgoff::ZERO));
+            let device = Some(store("log", 2));
+            let log = MirrorLog { device, region: nr_pages(1), in_sync: InSync::Yes };
+            let mirror = Arc::new(Mirror::open(legs.into(), log, nr_pages(16)).unwrap());
+            (Arc::clone(&mirror), Region::try_new(mirror as _).unwrap())
+        };
+        let (mirror, region) = open();
+        region.write(range(0, 16), &vec![1; 16 * 4096]).unwrap();
+        // None of it is being written any more, as far as the log knows.
+        (0..3).for_each(|_| region.persist(region.pages()).unwrap());
+        let file = std::fs::File::options().write(true).open(path("one")).unwrap();
+        file.set_len(4096).unwrap();
+        match how {
+            "read" => assert_eq!(read_page(&region, 15).unwrap(), 1),
+            // It must not grow the leg, which would then hold zeroes.
+            "write" => write(&region, 12, 1).unwrap(),
+            _ => region.persist(region.pages()).unwrap(),
+        }
+        assert_eq!(states(&mirror), [Failed, Healthy], "{how}");
+        assert_eq!(read_page(&region, 5).unwrap(), 1, "{how}");
+        file.set_len(16 * 4096).unwrap();
+        let (mirror, region) = match at_once {
+            true => (mirror, region),
+            false => {
+                drop((mirror, region));
+                open()
+            }
+        };
+        let whole = mirror.resync();
+        if how == "persist" {
+            // A sync that has failed is never forgotten, and so the leg neither.
+            assert_eq!(whole.unwrap().legs, [Failed, Healthy]);
+            continue;
+        }
+        assert_eq!(whole.unwrap().legs, [Healthy, Healthy], "{how}");
+        drop((mirror, region));
+        assert!(std::fs::read(path("one")).unwrap() == [1; 16 * 4096], "{how}: a page is lost");
+    }
+}
+
+#[test]
 fn leg_that_was_dropped_is_known_to_the_next_process() {
     let parts = Parts::new();
     let [one, _] = parts.controls();

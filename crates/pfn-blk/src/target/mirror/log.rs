@@ -113,6 +113,8 @@ pub(super) struct Log {
     /// Why it can't be kept any more. Final: what it says isn't known.
     failed: Option<BioError>,
     stale: FixedBitSet,
+    /// Whether bits of pages were set that no record is about to write.
+    unwritten: bool,
     written: BTreeMap<u64, Activity>,
     /// How many persists have begun.
     persists: u64,
@@ -140,6 +142,7 @@ impl Log {
             blank: true,
             failed: None,
             stale,
+            unwritten: false,
             written: BTreeMap::new(),
             persists: 0,
             behind: 0,
@@ -256,6 +259,12 @@ impl Log {
         }
     }
 
+    /// A leg has lost what it had: all of it, for all that anybody knows.
+    pub(super) fn differ_everywhere(&mut self) {
+        self.stale.insert_range(..);
+        self.unwritten = true;
+    }
+
     /// A persist begins. Returns its number.
     pub(super) fn begin_persist(&mut self) -> u64 {
         self.persists += 1;
@@ -300,11 +309,11 @@ impl Log {
             self.behind = behind;
             return Ok(());
         };
-        if pages.is_empty() && self.behind == behind && !self.blank {
+        if pages.is_empty() && self.behind == behind && !self.blank && !self.unwritten {
             return Ok(());
         }
         let all = (0..self.geometry.regions().div_ceil(PAGE_BITS)).collect();
-        let pages = if self.blank { &all } else { pages };
+        let pages = if self.blank || self.unwritten { &all } else { pages };
         let record = || {
             if self.blank || self.behind != behind {
                 metadata::write(&*device, 0, &self.header(behind))?;
@@ -321,6 +330,7 @@ impl Log {
             return Err(error);
         }
         self.blank = false;
+        self.unwritten = false;
         self.behind = behind;
         Ok(())
     }

@@ -5,6 +5,7 @@
 mod log;
 
 use std::fmt;
+use std::io;
 use std::sync::atomic::{AtomicU16, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard};
 
@@ -135,7 +136,7 @@ impl MirrorStatus {
 ///
 /// Reads go to the first healthy leg, writes and persists to all. A leg that fails what another one
 /// does is dropped: the mirror goes on without it, and says so in the log and in its
-/// [`status`](Self::status). What fails on all healthy legs fails, and drops none. Of a write that
+/// [`status`](Self::status). One whose end was cut off has lost all it had. What fails on all healthy legs fails, and drops none. Of a write that
 /// fails any part may be done, on any leg. What was dropped comes back with
 /// [`resync`](Self::resync).
 ///
@@ -484,8 +485,25 @@ impl Mirror {
         self.set_states(States { failed, recovering: states.recovering & !bit(leg) });
         log.differ_where_written();
         warn!(leg, error, "mirror: a leg failed and was dropped; the mirror goes on without it");
+        if was_cut_off(error) {
+            log.differ_everywhere();
+            if let Err(error) = log.record_behind(self.states().behind()) {
+                // Nothing more can be written, which says so.
+                warn!(%error, "mirror: cannot write down that a leg has lost all it had");
+            }
+        }
         true
     }
+}
+
+/// Whether a leg failed because its end is gone, with what was there.
+fn was_cut_off(error: &(dyn std::error::Error + 'static)) -> bool {
+    let mut causes = std::iter::successors(Some(error), |error| error.source());
+    causes.any(|cause| {
+        let shared = cause.downcast_ref::<Arc<io::Error>>().map(|error| error.kind());
+        let kind = shared.or_else(|| cause.downcast_ref::<io::Error>().map(io::Error::kind));
+        kind == Some(io::ErrorKind::UnexpectedEof)
+    })
 }
 
 /// An error that also says that the log could not be written.
