@@ -5,12 +5,13 @@
 use std::fs;
 use std::os::fd::AsRawFd;
 use std::os::unix::net::UnixStream;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::atomic::Ordering;
 
 use guest_harness::Daemon;
 use rustix::io::{FdFlags, fcntl_setfd};
+use rustix::process::Signal;
 use tempfile::TempDir;
 
 use crate::driver::{BUFFERS, WRITE};
@@ -69,6 +70,42 @@ fn inherited_connection_serves_as_well_as_one_of_its_own() {
     assert_eq!(fs::read(&file).unwrap()[4096], b'x');
     drop(vmm);
     assert!(daemon.wait().unwrap().success());
+}
+
+/// A handler would not find its own fds in a thread that has others.
+#[test]
+fn threads_with_fds_of_their_own_take_no_signals() {
+    let dir = tempfile::tempdir().unwrap();
+    let file = dir.path().join("pmem");
+    let args = ["--size", "1M", "--window", "served", "--file"];
+    let args = args.map(AsRef::as_ref).into_iter().chain([file.as_os_str()]);
+    let daemon = match Daemon::start(DAEMON, args) {
+        Ok(daemon) => daemon,
+        Err(error) => {
+            let error = format!("{error:#}");
+            assert!(error.contains("a served window needs"), "{error}");
+            eprintln!("skipped: {error}");
+            return;
+        }
+    };
+    let tasks = PathBuf::from(format!("/proc/{}/task", daemon.pid()));
+    let mut count = 0;
+    for task in fs::read_dir(tasks).unwrap() {
+        let task = task.unwrap().path();
+        let fds = fs::read_dir(task.join("fd")).unwrap();
+        let device = Path::new("/dev/fuse");
+        if fds.flatten().all(|fd| fs::read_link(fd.path()).ok().as_deref() != Some(device)) {
+            continue;
+        }
+        count += 1;
+        let status = fs::read_to_string(task.join("status")).unwrap();
+        let blocked = status.lines().find_map(|line| line.strip_prefix("SigBlk:")).unwrap();
+        let blocked = u64::from_str_radix(blocked.trim(), 16).unwrap();
+        for signal in [Signal::TERM, Signal::INT] {
+            assert_ne!(blocked & 1 << (signal.as_raw() - 1), 0, "{signal:?} in {status}");
+        }
+    }
+    assert!(count >= 2, "the workers were not found");
 }
 
 #[test]

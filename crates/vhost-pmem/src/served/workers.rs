@@ -124,10 +124,24 @@ fn run(
     }
 }
 
+/// Has this thread, and those that it starts, take no signals. A handler that runs in one of them
+/// doesn't find the fds that it was made with: one that writes to a pipe wakes nobody.
+fn block_signals() -> io::Result<()> {
+    // SAFETY: a set of signals is plain numbers, and any are valid; it is filled before it is used.
+    // The mask is this thread's own, and blocking harms nobody's memory.
+    let result = unsafe {
+        let mut all: libc::sigset_t = std::mem::zeroed();
+        libc::sigfillset(&mut all);
+        libc::pthread_sigmask(libc::SIG_SETMASK, &all, std::ptr::null_mut())
+    };
+    if result == 0 { Ok(()) } else { Err(io::Error::from_raw_os_error(result)) }
+}
+
 fn serve(
     filesystem: RegionFile,
     publish: Option<&Path>,
 ) -> Result<(BackgroundSession, PathBuf, Place), ServeWindowError> {
+    block_signals().map_err(ServeWindowError::Session)?;
     // SAFETY: no thread may use an fd of another's table. This thread, and the workers that it
     // starts, use those that the region's stores hold, which are open in their copy of the table
     // under the same numbers, as they were opened before; and those that are opened here, of the
