@@ -69,9 +69,9 @@ pub(crate) struct Mapper {
 pub(crate) struct Mapped {
     pub(crate) offset: u64,
     pub(crate) len: u64,
-    file: File,
+    pub(crate) file: File,
     file_offset: u64,
-    region: MmapRegion,
+    pub(crate) region: MmapRegion,
 }
 
 impl VhostUserFrontendReqHandler for Mapper {
@@ -141,7 +141,7 @@ impl Mapper {
 }
 
 #[allow(unsafe_code, reason = "the library lends its fd as a number")]
-fn duplicate(fd: &dyn AsRawFd) -> OwnedFd {
+pub(crate) fn duplicate(fd: &dyn AsRawFd) -> OwnedFd {
     // SAFETY: the fd must stay open while it is borrowed; the library owns it during the call.
     let fd = unsafe { BorrowedFd::borrow_raw(fd.as_raw_fd()) };
     fd.try_clone_to_owned().unwrap()
