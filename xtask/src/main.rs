@@ -2,6 +2,7 @@
 
 //! The project's own commands: `cargo xtask demo`, `cargo xtask test` and more.
 
+mod bench;
 mod demo;
 mod deny;
 mod fuzz;
@@ -22,6 +23,9 @@ enum Command {
     Demo,
     /// Check formatting, lints, docs and licences, and run all tests, real guests among them
     Test,
+    /// Measure what a served window costs beside a direct one, in time and in the host's memory, and
+    /// a stack beside raw I/O
+    Bench,
     /// Feed what is read from files to a second reader too, and look for inputs that the two don't
     /// agree on
     Fuzz {
@@ -37,6 +41,7 @@ fn main() -> ExitCode {
     let result = match Command::parse() {
         Command::Demo => demo::run(),
         Command::Test => test::run_all(),
+        Command::Bench => bench::run_all(),
         Command::Fuzz { target, seconds } => fuzz::run_targets(target.as_deref(), seconds),
     };
     match result {
