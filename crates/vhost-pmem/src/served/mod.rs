@@ -15,6 +15,7 @@
 //! So the file is a [`Store`], and a region of that store is served as any other. The workers wait
 //! for nobody but the stores of the region; they never touch the file.
 
+mod dirty_limit;
 mod filesystem;
 mod helper;
 mod layers;
@@ -296,6 +297,21 @@ mod tests {
         assert_eq!(held(), [7; 6 * 4096]);
         region.persist(range(0, 8)).unwrap();
         assert_eq!(held()[2 * 4096..3 * 4096], [9; 4096]);
+    }
+
+    #[test]
+    fn served_window_may_be_as_dirty_as_a_disk() {
+        let Some((region, _dir)) = served(Access::ReadWrite) else { return };
+        let extent = region.direct_access(range(0, 8)).unwrap();
+        let device = rustix::fs::fstat(extent.pagemap().store().fd()).unwrap().st_dev;
+        let (major, minor) = (rustix::fs::major(device), rustix::fs::minor(device));
+        let limit = |name| format!("/sys/class/bdi/{major}:{minor}/{name}");
+        if std::fs::File::options().write(true).open(limit("max_ratio")).is_err() {
+            eprintln!("skipped: it takes the host's root");
+            return;
+        }
+        assert_eq!(std::fs::read_to_string(limit("max_ratio")).unwrap(), "100\n");
+        assert_eq!(std::fs::read_to_string(limit("strict_limit")).unwrap(), "0\n");
     }
 
     #[test]

@@ -24,11 +24,11 @@ use pfn_blk::NrPages;
 use rustix::fs::{Mode, OFlags};
 use rustix::thread::UnshareFlags;
 
-use super::ServeWindowError;
 use super::filesystem::RegionFile;
 use super::layers::Layers;
 use super::mount::{Mounted, Place};
 use super::publication::{Permissions, Publication};
+use super::{ServeWindowError, dirty_limit};
 
 /// Enough for those that wait for a disk not to hold up others.
 const WORKERS: usize = 4;
@@ -151,10 +151,16 @@ fn serve(
     unsafe { rustix::thread::unshare_unsafe(UnshareFlags::FILES) }
         .map_err(|errno| ServeWindowError::Session(errno.into()))?;
     let Mounted { device, path, place } = Mounted::new(publish)?;
+    if let Err(error) = dirty_limit::become_flusher() {
+        tracing::debug!(%error, "the workers are not flushers");
+    }
     let mut config = Config::default();
     config.n_threads = Some(WORKERS);
     let session = Session::from_fd(filesystem, device, SessionACL::All, config)
         .and_then(Session::spawn)
         .map_err(ServeWindowError::Session)?;
+    if let Err(error) = dirty_limit::lift(&path) {
+        tracing::debug!(%error, "the guest is slowed down when it has stored much and not flushed");
+    }
     Ok((session, path, place))
 }
