@@ -176,7 +176,7 @@ fn flushes(image: &Image, window: Window, results: &mut Results) -> Result<()> {
             results.time(&format!("store to a clean page{how}"), window, stores[FLUSHES / 2]);
         }
         flushes.sort_unstable();
-        let name = format!("flush of {count} pages{how}");
+        let name = format!("flush of {count} page{}{how}", if count == 1 { "" } else { "s" });
         results.time(&name, window, flushes[FLUSHES / 2]);
     }
     check_flush(image, &mut guest)?;

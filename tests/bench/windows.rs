@@ -7,7 +7,7 @@
 //! both. What is compared are the medians over the rounds.
 
 #[allow(dead_code, reason = "the tests use all of it")]
-#[path = "../../tests/frontend/driver.rs"]
+#[path = "../frontend/driver.rs"]
 mod driver;
 mod guest;
 mod image;
@@ -17,7 +17,7 @@ mod memory;
 mod results;
 mod speed;
 #[allow(dead_code, reason = "the tests use all of it")]
-#[path = "../../tests/frontend/vmm.rs"]
+#[path = "../frontend/vmm.rs"]
 mod vmm;
 
 use anyhow::Result;
@@ -62,7 +62,7 @@ fn main() -> Result<()> {
     if part != Some(Part::Speed) {
         let mib = mib / 4;
         let image = Image::create(&dir, mib)?;
-        println!("\nMemory: bytes of the host's for each byte of a guest's, who has {mib} MiB\n");
+        println!("\nMemory: what the host holds, in multiples of one guest's {mib} MiB\n");
         println!("{}", memory::measure(&image)?);
     }
     Ok(())
