@@ -12,7 +12,7 @@ use rustix::fs::{FileType, FlockOperation, FsWord, Mode, OFlags};
 use rustix::io::Errno;
 use thiserror::Error;
 
-use super::{Access, Store, origin_mark};
+use super::{Access, Store, origin_mark, write_out};
 use crate::page::{InvalidPages, NrPages, PAGE_SIZE, Pgoff};
 
 /// Why a file can't be a store. Displays without the file's name, which the caller knows.
@@ -234,7 +234,9 @@ impl Store for FileStore {
     fn write(&self, at: Pgoff, buffer: &[u8]) -> io::Result<()> {
         // It would grow the file again, and what was cut off would be zeroes.
         self.check_whole()?;
-        self.file.write_all_at(buffer, at.bytes())
+        self.file.write_all_at(buffer, at.bytes())?;
+        write_out::begin(&self.file, at.bytes(), buffer.len());
+        Ok(())
     }
 
     fn persist(&self) -> io::Result<()> {

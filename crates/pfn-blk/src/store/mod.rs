@@ -6,6 +6,7 @@ mod file;
 mod hooked;
 mod memory;
 mod origin;
+mod write_out;
 
 use std::fmt;
 use std::io;
