@@ -23,8 +23,8 @@ pub(crate) struct Image {
 
 impl Image {
     /// Writes one of `mib` to the disk.
-    pub(crate) fn create(dir: &Path, mib: usize) -> Result<Self> {
-        let path = dir.join("pmem.img");
+    pub(crate) fn create(dir: &Path, name: &str, mib: usize) -> Result<Self> {
+        let path = dir.join(name);
         let mut options = File::options();
         let options = options.read(true).write(true).create(true).truncate(true);
         let file = options.open(&path).with_context(|| path.display().to_string())?;

@@ -37,7 +37,7 @@ enum Advice {
     Random,
 }
 
-pub(crate) fn measure(image: &Image, rounds: usize) -> Result<Results> {
+pub(crate) fn measure(image: &Image, twin: &Image, rounds: usize) -> Result<Results> {
     let mut results = Results::default();
     for round in 0..rounds {
         let mut windows = [Window::Direct, Window::Served];
@@ -55,9 +55,7 @@ pub(crate) fn measure(image: &Image, rounds: usize) -> Result<Results> {
                 }
             }
         }
-        for window in windows {
-            steady(image, window, &mut results)?;
-        }
+        steady(image, twin, &mut results)?;
         for window in windows {
             flushes(image, window, &mut results)?;
         }
@@ -121,33 +119,45 @@ fn random(image: &Image, window: Window, state: State, advice: Advice) -> Result
     Ok(took)
 }
 
-/// Loads and stores to pages that were loaded, and stored to, before.
-fn steady(image: &Image, window: Window, results: &mut Results) -> Result<()> {
-    /// How often, and how often before it counts.
-    const PASSES: usize = 4;
-    let guest = start(image, window, State::Warm)?;
-    guest.with(|memory| {
-        let mut passes = |name: &str, pages: usize, pass: &dyn Fn() -> Result<()>| {
-            pass()?;
-            let began = Instant::now();
-            (0..PASSES).try_for_each(|_| pass())?;
-            results.rate(name, window, pages * PASSES, began.elapsed());
-            anyhow::Ok(())
-        };
-        passes("load again", image.pages(), &|| {
-            (0..image.pages()).try_for_each(|at| load(&memory, at).map(|page| _ = black_box(page)))
-        })?;
-        for pages in [image.pages() / 32, image.pages()] {
-            // What is stored is what is there: the pages are written, and the file stays the same.
-            let before = (0..pages).map(page).collect::<Vec<_>>();
-            let name = format!("store again, {} MiB", pages / 256);
-            passes(&name, pages, &|| {
-                before.iter().enumerate().try_for_each(|(at, page)| store(&memory, at, page))
-            })?;
+/// Loads and stores to pages that were loaded, and stored to, before. What differs is so little that
+/// both windows are there at once, the served one on a copy, and take turns pass by pass.
+fn steady(image: &Image, twin: &Image, results: &mut Results) -> Result<()> {
+    const PASSES: usize = 8;
+    let guests = [
+        (Window::Direct, start(image, Window::Direct, State::Warm)?),
+        (Window::Served, start(twin, Window::Served, State::Warm)?),
+    ];
+    let mut passes = |name: &str, pages: usize, pass: &dyn Fn(&Guest) -> Result<()>| {
+        guests.iter().try_for_each(|(_, guest)| pass(guest))?;
+        for turn in 0..PASSES {
+            for at in [turn % 2, 1 - turn % 2] {
+                let (window, guest) = &guests[at];
+                // As many bytes each time, so that it takes long enough to be measured.
+                let times = image.pages() / pages;
+                let began = Instant::now();
+                (0..times).try_for_each(|_| pass(guest))?;
+                results.rate(name, *window, pages * times, began.elapsed());
+            }
         }
-        Ok(())
+        anyhow::Ok(())
+    };
+    passes("load again", image.pages(), &|guest| {
+        guest.with(|memory| {
+            (0..image.pages()).try_for_each(|at| load(&memory, at).map(|page| _ = black_box(page)))
+        })
     })?;
-    guest.end()
+    for pages in [image.pages() / 32, image.pages()] {
+        // What is stored is what is there: the pages are written, and the files stay the same.
+        let before = (0..pages).map(page).collect::<Vec<_>>();
+        passes(&format!("store again, {} MiB", pages / 256), pages, &|guest| {
+            guest.with(|memory| {
+                before.iter().enumerate().try_for_each(|(at, page)| store(&memory, at, page))
+            })
+        })?;
+    }
+    let [(_, direct), (_, served)] = guests;
+    direct.end()?;
+    served.end()
 }
 
 /// Flushes with some pages written, one after another, or here and there.

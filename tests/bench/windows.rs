@@ -55,13 +55,13 @@ fn main() -> Result<()> {
     println!("{}", machine::facts(&dir)?);
     let (mib, rounds) = if bench { (512, rounds) } else { (32, 1) };
     if part != Some(Part::Memory) {
-        let image = Image::create(&dir, mib)?;
+        let [image, twin] = ["pmem.img", "twin.img"].map(|name| Image::create(&dir, name, mib));
         println!("\nSpeed: one file of {mib} MiB, {rounds} rounds\n");
-        println!("{}", speed::measure(&image, rounds)?);
+        println!("{}", speed::measure(&image?, &twin?, rounds)?);
     }
     if part != Some(Part::Speed) {
         let mib = mib / 4;
-        let image = Image::create(&dir, mib)?;
+        let image = Image::create(&dir, "pmem.img", mib)?;
         println!("\nMemory: what the host holds, in multiples of one guest's {mib} MiB\n");
         println!("{}", memory::measure(&image)?);
     }
