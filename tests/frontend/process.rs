@@ -102,7 +102,7 @@ fn threads_with_fds_of_their_own_take_no_signals() {
         let blocked = status.lines().find_map(|line| line.strip_prefix("SigBlk:")).unwrap();
         let blocked = u64::from_str_radix(blocked.trim(), 16).unwrap();
         for signal in [Signal::TERM, Signal::INT] {
-            assert_ne!(blocked & 1 << (signal.as_raw() - 1), 0, "{signal:?} in {status}");
+            assert_ne!(blocked & (1 << (signal.as_raw() - 1)), 0, "{signal:?} in {status}");
         }
     }
     assert!(count >= 2, "the workers were not found");
