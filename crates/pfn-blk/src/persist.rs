@@ -4,9 +4,12 @@
 
 use std::fmt;
 use std::io;
+use std::panic::resume_unwind;
 use std::sync::Arc;
+use std::thread;
 
 use thiserror::Error;
+use tracing::error;
 
 use crate::bio::BioError;
 use crate::lease::StoreDisabled;
@@ -75,10 +78,37 @@ impl<'a> SyncSet<'a> {
         self.points.is_empty()
     }
 
-    /// Syncs them all, also behind one that fails, and returns the first error.
+    /// Syncs them all at once, also where one fails. Of several errors it returns one, and logs the
+    /// others, unless they are old.
     pub fn sync(self) -> Result<(), PersistError> {
-        self.points.into_iter().map(SyncPoint::sync).fold(Ok(()), Result::and)
+        let results = at_once(&self.points, |point| point.sync());
+        let mut errors: Vec<_> = results.into_iter().filter_map(Result::err).collect();
+        // What went wrong now says more than what did earlier.
+        errors.sort_by_key(|error| matches!(error, PersistError::Failed { .. }));
+        let mut errors = errors.into_iter();
+        let Some(first) = errors.next() else { return Ok(()) };
+        for error in errors.filter(|error| !matches!(error, PersistError::Failed { .. })) {
+            error!(error = &error as &dyn std::error::Error, "another store failed with it");
+        }
+        Err(first)
     }
+}
+
+/// Does something with each of `parts` at once, as each waits for a disk of its own.
+pub(crate) fn at_once<T: Sync, R: Send>(parts: &[T], act: impl Fn(&T) -> R + Sync) -> Vec<R> {
+    let Some((first, others)) = parts.split_first() else { return Vec::new() };
+    let act = &act;
+    thread::scope(|scope| {
+        let begin = |part| thread::Builder::new().spawn_scoped(scope, move || act(part));
+        let begun: Vec<_> = others.iter().map(|part| (part, begin(part))).collect();
+        let mut results = vec![act(first)];
+        results.extend(begun.into_iter().map(|(part, thread)| match thread {
+            Ok(thread) => thread.join().unwrap_or_else(|panic| resume_unwind(panic)),
+            // No thread to be had.
+            Err(_) => act(part),
+        }));
+        results
+    })
 }
 
 /// Makes all pages of `target` durable.

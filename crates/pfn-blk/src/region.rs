@@ -257,9 +257,12 @@ impl<'a> Iterator for Extents<'a> {
 
 #[cfg(test)]
 mod tests {
+    use std::sync::atomic::{AtomicUsize, Ordering};
+    use std::time::{Duration, Instant};
+
     use super::*;
     use crate::testing::faulty_store;
-    use crate::{Linear, Pagemap, PfnSpace, Table};
+    use crate::{HookedStore, Linear, MemoryStore, Pagemap, PfnSpace, StoreOperation, Table};
 
     fn range(start: u64, nr_pages: u64) -> PgoffRange {
         let nr_pages = NrPages::try_new(nr_pages).unwrap();
@@ -357,5 +360,35 @@ mod tests {
         let error = region.persist(region.pages()).unwrap_err();
         assert!(matches!(error, PersistError::Sync { store, .. } if store == "a"));
         assert_eq!((a_control.syncs(), b_control.syncs()), (2, 2));
+        // The failure that is new is the one to hear of.
+        b_control.fail_next();
+        let error = region.persist(region.pages()).unwrap_err();
+        assert!(matches!(error, PersistError::Sync { store, .. } if store == "b"));
+        let error = region.persist(region.pages()).unwrap_err();
+        assert!(matches!(error, PersistError::Failed { store, .. } if store == "a"));
+    }
+
+    #[test]
+    fn persist_syncs_stores_at_once() {
+        let begun = Arc::new(AtomicUsize::new(0));
+        let mut space = PfnSpace::new();
+        let stores = ["a", "b", "c"].map(|name| {
+            let store = MemoryStore::new(name, NrPages::ONE).unwrap();
+            let begun = Arc::clone(&begun);
+            let hooked = HookedStore::new(store, move |operation| {
+                if operation == StoreOperation::Persist {
+                    begun.fetch_add(1, Ordering::SeqCst);
+                    let deadline = Instant::now() + Duration::from_secs(20);
+                    while begun.load(Ordering::SeqCst) < 3 {
+                        assert!(Instant::now() < deadline, "{name} waits for the others in vain");
+                        std::thread::yield_now();
+                    }
+                }
+                Ok(())
+            });
+            space.add(Box::new(hooked)).unwrap()
+        });
+        let region = region(&[(&stores[0], 0, 1), (&stores[1], 0, 1), (&stores[2], 0, 1)]).unwrap();
+        region.persist(region.pages()).unwrap();
     }
 }

@@ -21,7 +21,7 @@ use crate::extent::{Extent, NotDirect, NotDirectReason};
 use crate::lock::lock;
 use crate::page::{InvalidPages, NrPages, Pgoff, PgoffRange};
 use crate::pagemap::Pagemap;
-use crate::persist::{PersistError, SyncPoint, SyncSet, persist_all};
+use crate::persist::{PersistError, SyncPoint, SyncSet, at_once, persist_all};
 use crate::store::Access;
 
 /// The most legs there can be, as in `dm-mirror`.
@@ -438,7 +438,9 @@ impl Mirror {
             let (mut front, behind) = vec.split(part.expect("it starts there").nr_pages());
             let _region = self.lock_region(region);
             // Which legs are written is asked for with the region locked: see `resync`.
-            self.on_all_legs(|leg| leg.submit(front.reborrow()))?;
+            self.on_all_legs(|legs| {
+                legs.iter().map(|leg| self.legs[*leg].submit(front.reborrow())).collect()
+            })?;
             rest = behind;
         }
         Ok(())
@@ -446,16 +448,17 @@ impl Mirror {
 
     /// Does something with every leg that is written. It is done if a healthy leg did it; then
     /// those that didn't are dropped, and that is written down.
-    fn on_all_legs<E>(&self, mut act: impl FnMut(&Linear) -> Result<(), E>) -> Result<(), E>
+    fn on_all_legs<E>(&self, act: impl FnOnce(&[usize]) -> Vec<Result<(), E>>) -> Result<(), E>
     where
         E: std::error::Error + NotRecorded + 'static,
     {
         let mut broken = Broken::new();
         let mut done = false;
-        for leg in self.written_legs() {
-            match act(&self.legs[leg]) {
-                Ok(()) => done |= self.is_healthy(leg),
-                Err(error) => broken.push((leg, error)),
+        let legs: Vec<_> = self.written_legs().collect();
+        for (leg, result) in legs.iter().zip(act(&legs)) {
+            match result {
+                Ok(()) => done |= self.is_healthy(*leg),
+                Err(error) => broken.push((*leg, error)),
             }
         }
         let any_broken = !broken.is_empty();
@@ -526,7 +529,7 @@ impl NotRecorded for PersistError {
 impl SyncPoint for Mirror {
     fn sync(&self) -> Result<(), PersistError> {
         let number = lock(&self.log).begin_persist();
-        self.on_all_legs(|leg| persist_all(leg))?;
+        self.on_all_legs(|legs| at_once(legs, |leg| persist_all(&self.legs[*leg])))?;
         let mut log = lock(&self.log);
         // A leg that failed a read was dropped, and nothing written down yet.
         log.record_behind(self.states().behind()).map_err(PersistError::not_recorded)?;
