@@ -105,7 +105,7 @@ impl Write for Sink {
 pub(crate) fn page(at: usize) -> [u8; PAGE] {
     let mut bytes = [0; PAGE];
     for (word, chunk) in (0u64..).zip(bytes.chunks_exact_mut(8)) {
-        let number = (at as u64) << 9 | word;
+        let number = ((at as u64) << 9) | word;
         // Any odd number will do.
         chunk.copy_from_slice(&(number + 1).wrapping_mul(0x9e37_79b9_7f4a_7c15).to_le_bytes());
     }

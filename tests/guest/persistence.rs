@@ -16,18 +16,19 @@ use crate::{DAEMON, guest, pages_of, serve, sparse_file};
 macro_rules! on_all {
     ($($name:ident)*) => {
         mod ext4 {
-            $(#[test] fn $name() { super::on_device(super::$name, crate::Filesystem::Ext4); })*
-            mod published {
-                use super::super as tests;
-                $(#[test] fn $name() { tests::on_published(tests::$name, crate::Filesystem::Ext4); })*
-            }
+            on_all!(@ Ext4 $($name)*);
         }
         mod xfs {
-            $(#[test] fn $name() { super::on_device(super::$name, crate::Filesystem::Xfs); })*
-            mod published {
-                use super::super as tests;
-                $(#[test] fn $name() { tests::on_published(tests::$name, crate::Filesystem::Xfs); })*
-            }
+            on_all!(@ Xfs $($name)*);
+        }
+    };
+    (@ $filesystem:ident $($name:ident)*) => {
+        use crate::filesystem::Filesystem::$filesystem;
+        $(#[test] fn $name() { super::on_device(super::$name, $filesystem); })*
+        mod published {
+            use super::$filesystem;
+            use crate::persistence::on_published;
+            $(#[test] fn $name() { on_published(crate::persistence::$name, $filesystem); })*
         }
     };
 }
