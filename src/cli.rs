@@ -85,6 +85,12 @@ pub(crate) enum Command {
         #[command(flatten)]
         control: ControlArgs,
     },
+    /// Let flushes succeed again after a sync failed, once the storage is mended: if all can be synced
+    /// now. What the guest wrote before and didn't get flushed may be lost
+    ClearFailure {
+        #[command(flatten)]
+        control: ControlArgs,
+    },
     /// Bring up a mirror's legs that failed or may differ, while the guest runs
     Resync {
         #[command(flatten)]

@@ -78,6 +78,7 @@ fn operate(command: &Command) -> anyhow::Result<()> {
         }
         Command::Drop { control } => (control, Request::Drop),
         Command::Resync { control } => (control, Request::Resync),
+        Command::ClearFailure { control } => (control, Request::ClearFailure),
     };
     control::run(&at.control, request, at.json, out)
 }

@@ -8,7 +8,7 @@ use std::path::Path;
 
 use anyhow::{Context, anyhow};
 
-use super::protocol::{Command, Cow, Outcome, Reply, Request, Status, VERSION};
+use super::protocol::{Command, Cow, Failure, Outcome, Reply, Request, Status, VERSION};
 use crate::size::ByteSize;
 
 /// Has the daemon that listens at `control` carry out `command`, and shows how all is then.
@@ -43,7 +43,7 @@ fn ask(control: &Path, command: Command) -> anyhow::Result<Result<Status, String
 }
 
 fn show(status: &Status, out: &mut impl Write) -> std::io::Result<()> {
-    let Status { size, window, frontend, layers, snapshots, mirrors } = status;
+    let Status { size, window, frontend, layers, snapshots, mirrors, failures } = status;
     let frontend = if *frontend { "connected" } else { "none" };
     write!(out, "device: {}, {window}, frontend: {frontend}", ByteSize(*size))?;
     for (kind, all) in [("snapshot", snapshots), ("taken", layers)] {
@@ -60,6 +60,9 @@ fn show(status: &Status, out: &mut impl Write) -> std::io::Result<()> {
             "\nmirror {}: legs {legs}, {stale} of {regions} regions to be copied",
             mirror.name
         )?;
+    }
+    for Failure { store, reason } in failures {
+        write!(out, "\n{store}: failed a sync ({reason}), and every flush fails")?;
     }
     Ok(())
 }

@@ -15,7 +15,7 @@ use pfn_blk::{
 };
 use rustix::io::Errno;
 use tracing::{info, warn};
-use vhost_pmem::{Device, Window};
+use vhost_pmem::{Device, Failure, Window};
 
 use super::protocol::{self, Command, Cow, Status};
 use crate::resync;
@@ -57,6 +57,10 @@ impl Operator {
             Command::Resync => {
                 let _changing = changing();
                 self.resync()?;
+            }
+            Command::ClearFailure => {
+                let _changing = changing();
+                self.clear_failures()?;
             }
         }
         Ok(self.status())
@@ -116,6 +120,22 @@ impl Operator {
         Ok(())
     }
 
+    /// Takes failures back, those of the window last: its sync ends in theirs.
+    fn clear_failures(&self) -> anyhow::Result<()> {
+        for pagemap in &self.stores {
+            if pagemap.clear_failure()? {
+                warn!(store = pagemap.store().name(), "failure cleared; flushes may succeed again");
+            }
+        }
+        Ok(self.device.clear_failures()?)
+    }
+
+    fn failures(&self) -> Vec<protocol::Failure> {
+        let stores = self.stores.iter().filter_map(|pagemap| Failure::of(pagemap));
+        let all = stores.chain(self.device.failures());
+        all.map(|Failure { store, reason }| protocol::Failure { store, reason }).collect()
+    }
+
     pub(super) fn status(&self) -> Status {
         let cow = |name: String, usage: SnapshotUsage| {
             let SnapshotUsage { chunk, used, capacity } = usage;
@@ -141,6 +161,7 @@ impl Operator {
                 .map(|(name, one)| cow(name.clone(), one.usage()))
                 .collect(),
             mirrors: self.mirrors.iter().map(mirror).collect(),
+            failures: self.failures(),
         }
     }
 }

@@ -19,7 +19,7 @@ pub(super) struct Request {
 
 /// What is asked for.
 #[derive(Debug, Serialize, Deserialize)]
-#[serde(tag = "command", rename_all = "lowercase")]
+#[serde(tag = "command", rename_all = "kebab-case")]
 pub(crate) enum Command {
     Status,
     /// Answered when it is taken.
@@ -32,6 +32,7 @@ pub(crate) enum Command {
     Drop,
     /// Answered when all legs were copied to.
     Resync,
+    ClearFailure,
 }
 
 #[derive(Debug, Serialize, Deserialize)]
@@ -65,6 +66,16 @@ pub(crate) struct Status {
     /// Those of the command line or the table.
     pub(crate) snapshots: Vec<Cow>,
     pub(crate) mirrors: Vec<Mirror>,
+    /// The stores that failed a sync, for which every flush fails.
+    pub(crate) failures: Vec<Failure>,
+}
+
+/// A store that failed a sync.
+#[derive(Debug, Serialize, Deserialize)]
+pub(crate) struct Failure {
+    pub(crate) store: String,
+    /// What the system said.
+    pub(crate) reason: String,
 }
 
 /// How full a snapshot's COW store is.

@@ -5,10 +5,15 @@
 
 mod activation;
 mod driver;
+mod failing;
 mod handshake;
+#[path = "../guest/loop_device.rs"]
+mod loop_device;
 mod process;
 mod requests;
 mod served;
 mod server;
 mod store;
+#[path = "../guest/tmpfs.rs"]
+mod tmpfs;
 mod vmm;

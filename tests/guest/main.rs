@@ -8,6 +8,7 @@ mod loop_device;
 mod persistence;
 mod refusal;
 mod served;
+mod tmpfs;
 
 use std::ffi::OsString;
 use std::fs::File;

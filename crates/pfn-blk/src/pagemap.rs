@@ -124,8 +124,9 @@ impl Pagemap {
 
     /// Makes everything written to the store so far durable.
     ///
-    /// A failure is final: Linux marks pages clean after it failed to write them, so a later sync
-    /// would succeed without them. Every later call returns [`PersistError::Failed`].
+    /// A failure stays: Linux marks pages clean after it failed to write them, so a later sync would
+    /// succeed without them. Every later call returns [`PersistError::Failed`], until an operator
+    /// [takes it back](Self::clear_failure).
     pub fn persist(&self) -> Result<(), PersistError> {
         let _using = self.enter()?;
         if self.store.access() == Access::ReadOnly {
@@ -141,6 +142,27 @@ impl Pagemap {
             *failed = Some(Arc::clone(&source));
             PersistError::Sync { store: store(), source }
         })
+    }
+
+    /// Why a sync failed, if one did.
+    pub fn failure(&self) -> Option<Arc<io::Error>> {
+        lock(&self.failed).clone()
+    }
+
+    /// Takes a failure back, if a sync succeeds now: for an operator, who knows that what was written
+    /// and not synced before may be lost. Whether there was one.
+    pub fn clear_failure(&self) -> Result<bool, PersistError> {
+        let _using = self.enter()?;
+        let mut failed = lock(&self.failed);
+        if failed.is_none() {
+            return Ok(false);
+        }
+        self.store.persist().map_err(|error| PersistError::Sync {
+            store: self.store.name().to_owned(),
+            source: Arc::new(error),
+        })?;
+        *failed = None;
+        Ok(true)
     }
 
     /// Moves data, for whoever is known to be using the store already.

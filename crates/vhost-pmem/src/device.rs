@@ -10,12 +10,12 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use pfn_blk::{PersistError, Region};
+use pfn_blk::{Extent, Pagemap, PersistError, Region};
 use tracing::{error, info, warn};
 use vm_memory::GuestMemoryMmap;
 
 use crate::request::Request;
-use crate::served::{self, Layer, LayerError, LiveLayers, Publication, ServeWindowError};
+use crate::served::{self, Failure, Layer, LayerError, LiveLayers, Publication, ServeWindowError};
 use crate::spec::{RequestType, Status};
 use crate::throttle::Throttle;
 use crate::window::{self, InvalidWindow, Window, WindowChoice};
@@ -92,8 +92,8 @@ impl Device {
     /// Sees to it that we don't have mapped, as guest memory, the file that we serve.
     pub(crate) fn cover_own_file(&self, memory: &GuestMemoryMmap) -> io::Result<()> {
         let Window::Served { .. } = self.window else { return Ok(()) };
-        let extent = self.region.direct_access(self.region.pages()).map_err(io::Error::other)?;
-        served::cover(memory, extent.pagemap().store().fd())
+        let Some(own) = self.window_store() else { return Ok(()) };
+        served::cover(memory, own.store().fd())
     }
 
     /// Brings to the region what a guest has stored and not flushed. Through a direct window it is
@@ -139,6 +139,26 @@ impl Device {
         // What the kernel still has to write back is to go, too.
         self.write_back();
         layers.drop_changes()
+    }
+
+    /// What failed a sync, of what the device has made itself: its window, and layers. Stores that
+    /// it was given say so themselves.
+    pub fn failures(&self) -> Vec<Failure> {
+        let Some(layers) = &self.layers else { return Vec::new() };
+        self.window_store().and_then(Failure::of).into_iter().chain(layers.failures()).collect()
+    }
+
+    /// Takes these failures back, if all can be synced now.
+    pub fn clear_failures(&self) -> Result<(), LayerError> {
+        let Some(layers) = &self.layers else { return Ok(()) };
+        layers.clear_failures()?;
+        self.window_store().map_or(Ok(false), Pagemap::clear_failure)?;
+        Ok(())
+    }
+
+    /// The file of a served window.
+    fn window_store(&self) -> Option<&Pagemap> {
+        self.region.direct_access(self.region.pages()).ok().map(Extent::pagemap)
     }
 
     /// Whether a frontend is connected.
@@ -209,7 +229,8 @@ impl Device {
                     error!(
                         cause = &cause as &dyn Error,
                         "flush failed; every flush fails from now on, as what the kernel could not \
-                         write it has forgotten; mend the storage, then restart the daemon and the guest"
+                         write it has forgotten; mend the storage, end the guest, then restart the \
+                         daemon or clear the failure"
                     );
                 }
                 Status::Failure

@@ -50,7 +50,7 @@ mod window;
 
 pub use device::Device;
 pub use served::{
-    LAYER_CHUNK, Layer, LayerError, PublishError, ServeWindowError, allow_served_windows,
+    Failure, LAYER_CHUNK, Layer, LayerError, PublishError, ServeWindowError, allow_served_windows,
 };
 pub use server::ServeError;
 pub use window::{EXTENTS_MAX, InvalidWindow, Window, WindowChoice, check_size, choose};

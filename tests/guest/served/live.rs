@@ -10,6 +10,7 @@ use tempfile::TempDir;
 
 use super::{SECTORS, SIZE, can_serve, same, serve_overlay, word};
 use crate::filesystem::Filesystem;
+use crate::tmpfs::Tmpfs;
 use crate::{DAEMON, guest, on_ext4_and_xfs, serve_table, sparse_file};
 
 on_ext4_and_xfs! {
@@ -120,31 +121,6 @@ fn snapshot_taken_while_fio_runs_mounts_clean_and_merges(filesystem: Filesystem)
     guest(&lab, filesystem, &[&backup, &present]).script(&verify).run().unwrap();
 }
 
-/// A tmpfs of a size; only root can mount one.
-struct Tmpfs(PathBuf);
-
-impl Tmpfs {
-    fn new(place: PathBuf, size: &str) -> Option<Self> {
-        std::fs::create_dir(&place).unwrap();
-        let options = format!("size={size}");
-        let mut mount = Command::new("mount");
-        mount.args(["-t", "tmpfs", "-o", &options, "tmpfs"]).arg(&place);
-        mount.output().ok()?.status.success().then_some(Self(place))
-    }
-
-    fn resize(&self, size: &str) {
-        let mut mount = Command::new("mount");
-        mount.args(["-o", &format!("remount,size={size}")]).arg(&self.0);
-        assert!(mount.status().unwrap().success());
-    }
-}
-
-impl Drop for Tmpfs {
-    fn drop(&mut self) {
-        let _ = Command::new("umount").arg(&self.0).status();
-    }
-}
-
 fn mirror_goes_on_without_a_leg_and_is_made_whole_again(filesystem: Filesystem) {
     if !can_serve() {
         return;
@@ -156,7 +132,7 @@ fn mirror_goes_on_without_a_leg_and_is_made_whole_again(filesystem: Filesystem) 
         eprintln!("skipped: cannot mount a tmpfs; run as root");
         return;
     };
-    let legs = [dir.path().join("leg"), small.0.join("leg")];
+    let legs = [dir.path().join("leg"), small.path().join("leg")];
     let log = dir.path().join("log");
     legs.iter().for_each(|leg| sparse_file(leg, SIZE));
     sparse_file(&log, 8192);

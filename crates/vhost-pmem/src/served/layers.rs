@@ -14,7 +14,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
 
 use pfn_blk::{
-    Access, BioError, FileStore, InvalidPages, InvalidSnapshot, InvalidStore, NrPages,
+    Access, BioError, FileStore, InvalidPages, InvalidSnapshot, InvalidStore, NrPages, Pagemap,
     PersistError, PfnSpace, PgoffRange, Region, Sizing, Snapshot, SnapshotUsage,
 };
 use thiserror::Error;
@@ -51,7 +51,7 @@ pub enum LayerError {
     #[error(transparent)]
     Snapshot(#[from] InvalidSnapshot),
     /// What was written before can't be made durable.
-    #[error("cannot sync what was written before the snapshot")]
+    #[error("cannot sync what was written")]
     Persist(#[from] PersistError),
     /// Changes can't be merged; none is lost.
     #[error("cannot merge; nothing is lost, and merging may be tried again")]
@@ -70,6 +70,23 @@ pub struct Layer {
     pub usage: SnapshotUsage,
 }
 
+/// A store that failed a sync: every flush fails.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Failure {
+    /// The store's name.
+    pub store: String,
+    /// What the system said.
+    pub reason: String,
+}
+
+impl Failure {
+    /// The failure of `pagemap`'s store, if it has failed.
+    pub fn of(pagemap: &Pagemap) -> Option<Self> {
+        let reason = pagemap.failure()?.to_string();
+        Some(Self { store: pagemap.store().name().to_owned(), reason })
+    }
+}
+
 /// A region with layers over it.
 #[derive(Debug)]
 pub(super) struct Layers {
@@ -84,6 +101,7 @@ pub(super) struct Layers {
 #[derive(Debug)]
 struct Over {
     cow: PathBuf,
+    store: Arc<Pagemap>,
     snapshot: Arc<Snapshot>,
     region: Region,
 }
@@ -169,14 +187,15 @@ impl Layers {
         let top = self.top(&stack);
         top.persist(self.pages())?;
         let size = self.bottom.nr_pages();
-        let snapshot = Snapshot::open(Arc::clone(top.target()), store, chunk, size)?;
+        let beneath = Arc::clone(top.target());
+        let snapshot = Snapshot::open(beneath, Arc::clone(&store) as _, chunk, size)?;
         if snapshot.usage().used != 0 {
             return Err(LayerError::NotEmpty);
         }
         let snapshot = Arc::new(snapshot);
         let region = Region::try_new(Arc::clone(&snapshot) as _);
         let region = region.expect("what is beneath a snapshot is its own");
-        stack.push(Over { cow: cow.to_owned(), snapshot, region });
+        stack.push(Over { cow: cow.to_owned(), store, snapshot, region });
         Ok(())
     }
 
@@ -200,6 +219,17 @@ impl Layers {
             Some(over) => Ok(over.cow),
             None => Err(LayerError::NoLayer),
         }
+    }
+
+    /// The COW stores that failed a sync, and why.
+    pub(super) fn failures(&self) -> Vec<Failure> {
+        self.stack().iter().filter_map(|over| Failure::of(&over.store)).collect()
+    }
+
+    /// Takes the failures of COW stores back, if they can be synced now.
+    pub(super) fn clear_failures(&self) -> Result<(), LayerError> {
+        let clear = |over: &Over| Ok(over.store.clear_failure().map(drop)?);
+        self.stack().iter().try_for_each(clear)
     }
 
     /// Closes all COW stores. Nothing may be read or written any more.

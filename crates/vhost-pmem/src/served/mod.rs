@@ -39,7 +39,7 @@ use pfn_blk::{Access, InvalidPages, NrPages, PfnSpace, Pgoff, Region, Store};
 use thiserror::Error;
 
 use self::layers::Layers;
-pub use self::layers::{LAYER_CHUNK, Layer, LayerError};
+pub use self::layers::{Failure, LAYER_CHUNK, Layer, LayerError};
 pub use self::namespace::allow_served_windows;
 pub(crate) use self::own_memory::cover;
 pub(crate) use self::publication::Publication;
@@ -152,6 +152,16 @@ impl LiveLayers {
     /// The layers, the first one taken first.
     pub(crate) fn list(&self) -> Vec<Layer> {
         self.layers.list()
+    }
+
+    /// Its stores that failed a sync.
+    pub(crate) fn failures(&self) -> Vec<Failure> {
+        self.layers.failures()
+    }
+
+    /// Takes their failures back.
+    pub(crate) fn clear_failures(&self) -> Result<(), LayerError> {
+        self.run(|layers, _| layers.clear_failures())
     }
 
     /// Keeps what is written from now on apart, in `cow`.
