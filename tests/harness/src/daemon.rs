@@ -93,16 +93,17 @@ impl Daemon {
         self.child.id()
     }
 
-    /// Its resident memory in KiB.
+    /// Its own resident memory in KiB, without what it shares with the executable's file: how much of
+    /// that is there depends on the page cache.
     ///
     /// # Errors
     ///
     /// When it has ended.
-    pub fn rss_kib(&self) -> Result<u64> {
+    pub fn anonymous_kib(&self) -> Result<u64> {
         let status = fs::read_to_string(format!("/proc/{}/status", self.pid()))?;
-        let rss = status.lines().find_map(|line| line.strip_prefix("VmRSS:"));
-        let rss = rss.and_then(|rss| rss.trim().strip_suffix(" kB"));
-        Ok(rss.context("the daemon has ended")?.parse()?)
+        let own = status.lines().find_map(|line| line.strip_prefix("RssAnon:"));
+        let own = own.and_then(|own| own.trim().strip_suffix(" kB"));
+        Ok(own.context("the daemon has ended")?.parse()?)
     }
 
     /// Sends it `signal`.
