@@ -31,6 +31,11 @@ pub(crate) struct Cli {
     #[arg(long)]
     print_capabilities: bool,
 
+    /// Look for requests for so many microseconds before sleeping, while they come that often: flushes
+    /// are answered sooner, and a processor is busy
+    #[arg(long, value_name = "MICROSECONDS", default_value_t = 0)]
+    pub(crate) poll_us: u32,
+
     /// Listen on this Unix socket for "vhost-pmemd status", "snapshot" and so on; for the daemon's user
     /// alone
     #[arg(long, value_name = "PATH")]

@@ -17,6 +17,7 @@ mod socket;
 use std::io::{IsTerminal, stderr, stdout};
 use std::process::ExitCode;
 use std::sync::{Arc, Mutex};
+use std::time::Duration;
 
 use anyhow::{Context, bail};
 use clap::Parser;
@@ -102,7 +103,8 @@ fn serve(cli: &Cli) -> anyhow::Result<()> {
         Some(path) => Device::try_new_published(region, path),
         None => Device::try_new(region, cli.backing.window.into()),
     };
-    let device = Arc::new(device.map_err(|error| backing::explain(error, is_file))?);
+    let device = device.map_err(|error| backing::explain(error, is_file))?;
+    let device = Arc::new(device.with_polling(Duration::from_micros(cli.poll_us.into())));
     for store in stores.iter().map(|pagemap| pagemap.store()).filter(|one| !one.is_persistent()) {
         warn!(store = store.name(), "in memory: all that is flushed is lost without power");
     }

@@ -8,13 +8,14 @@ use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::atomic::Ordering;
+use std::time::{Duration, Instant};
 
 use guest_harness::Daemon;
 use rustix::io::{FdFlags, fcntl_setfd};
 use rustix::process::Signal;
 use tempfile::TempDir;
 
-use crate::driver::{BUFFERS, WRITE};
+use crate::driver::{BUFFERS, USED, WRITE};
 use crate::vmm::{Abilities, Vmm};
 
 const DAEMON: &str = env!("CARGO_BIN_EXE_vhost-pmemd");
@@ -152,6 +153,29 @@ fn refusals_are_logged_once_with_the_mend() {
     assert_eq!(vmm.driver.flush(), -1);
     let line = daemon.wait_for_log("every flush of this guest fails").unwrap();
     assert!(line.contains("refused to map 1048576 bytes of"), "{line}");
+}
+
+#[test]
+fn daemon_that_polls_answers_without_a_kick() {
+    let dir = tempfile::tempdir().unwrap();
+    let file = dir.path().join("pmem");
+    let args = ["--poll-us", "8000000", "--size", "1M", "--file"];
+    let args = args.map(AsRef::as_ref).into_iter().chain([file.as_os_str()]);
+    let daemon = Daemon::start(DAEMON, args).unwrap();
+    let abilities = Abilities { event_idx: false, ..Abilities::default() };
+    let mut vmm = Vmm::start(daemon.socket(), abilities);
+    for _ in 0..3 {
+        assert_eq!(vmm.driver.flush(), 0);
+    }
+    // It has seen that requests come soon, looks for the next one, and wants no kick.
+    let deadline = Instant::now() + Duration::from_secs(20);
+    while vmm.driver.read_u32(USED) & 1 == 0 {
+        assert!(Instant::now() < deadline, "kicks are wanted for ever");
+    }
+    assert_eq!(vmm.driver.flush(), 0);
+    vmm.reset();
+    vmm.activate();
+    assert_eq!(vmm.driver.flush(), 0);
 }
 
 #[test]

@@ -11,6 +11,7 @@ use std::io;
 use std::os::fd::RawFd;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Instant;
 
 use tracing::warn;
 use vhost::vhost_user::Backend;
@@ -25,6 +26,7 @@ use crate::device::Device;
 use crate::exit_event::ExitEvent;
 use crate::mapping::{MapState, Mapping};
 use crate::negotiation::{Negotiation, PROTOCOL_FEATURES, Refusal};
+use crate::poll::Polling;
 use crate::queue::{self, Memory, Vring};
 use crate::spec::Config;
 
@@ -43,11 +45,16 @@ pub(crate) struct Connection {
     refused: Mutex<Option<Refusal>>,
     exit: ExitEvent,
     closed: AtomicBool,
+    polling: Polling,
+    /// When the last batch was answered.
+    idle_since: Mutex<Instant>,
 }
 
 impl Connection {
     pub(crate) fn new(device: Arc<Device>, memory: Memory) -> io::Result<Self> {
         Ok(Self {
+            polling: Polling::new(device.polling()),
+            idle_since: Mutex::new(Instant::now()),
             device,
             memory,
             negotiation: Mutex::default(),
@@ -139,11 +146,12 @@ impl Connection {
             let batch = queue::take(vring, &self.memory)?;
             if batch.is_empty() {
                 drop(answering);
-                if queue::wait_for_kick(vring)? {
+                if self.come_soon(vring)? || queue::wait_for_kick(vring)? {
                     continue;
                 }
                 break;
             }
+            self.polling.came_after(self.idle_since().elapsed());
             let statuses = self.device.statuses(&batch, mapped);
             let answers = batch.into_iter().zip(statuses);
             // Whoever else is in the queue is still to be served, and the driver to be told to
@@ -151,8 +159,26 @@ impl Connection {
             if let Err(error) = queue::complete(vring, &self.memory, answers) {
                 self.device.warn_throttled("request can't be answered", &error);
             }
+            *self.idle_since() = Instant::now();
         }
         Ok(())
+    }
+
+    fn idle_since(&self) -> MutexGuard<'_, Instant> {
+        self.idle_since.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Looks for requests for a while, without being kicked. Whether there are some.
+    fn come_soon(&self, vring: &Vring) -> Result<bool, QueueError> {
+        let patience = self.polling.patience();
+        let began = Instant::now();
+        while began.elapsed() < patience && !self.closed.load(Ordering::SeqCst) {
+            if queue::has_requests(vring, &self.memory)? {
+                return Ok(true);
+            }
+            std::hint::spin_loop();
+        }
+        Ok(false)
     }
 }
 

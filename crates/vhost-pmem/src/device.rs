@@ -31,6 +31,7 @@ pub struct Device {
     region: Region,
     window: Window,
     connected: AtomicBool,
+    polling: Duration,
     /// Held by whoever has taken requests and not answered all of them yet.
     batch: Mutex<()>,
     /// Limits what a guest can have logged, of what went wrong and of what went well.
@@ -71,12 +72,24 @@ impl Device {
             publication: Mutex::new(publication),
             layers,
             connected: AtomicBool::new(false),
+            polling: Duration::ZERO,
             region,
             window,
             batch: Mutex::new(()),
             warnings: Throttle::new(),
             activations: Throttle::new(),
         })
+    }
+
+    /// Looks for requests for as long as `most` before sleeping, while they come that often. That
+    /// takes a processor.
+    #[must_use]
+    pub fn with_polling(self, most: Duration) -> Self {
+        Self { polling: most, ..self }
+    }
+
+    pub(crate) fn polling(&self) -> Duration {
+        self.polling
     }
 
     /// What frontends map.

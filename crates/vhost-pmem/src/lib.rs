@@ -29,6 +29,7 @@
 //! | `queue` | batches out, answers in |
 //! | `window` | which window a region gets |
 //! | `served` | the file of a served window |
+//! | `poll` | looking for requests before sleeping |
 //! | `mapping` | mapping one, and taking it back |
 //! | `negotiation` | what frontend and guest can do |
 //! | `device` | region and flush, no vhost-user |
@@ -40,6 +41,7 @@ mod device;
 mod exit_event;
 mod mapping;
 mod negotiation;
+mod poll;
 mod queue;
 mod request;
 mod served;

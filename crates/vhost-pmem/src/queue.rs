@@ -2,6 +2,8 @@
 
 //! The request queue: batches out, answers in.
 
+use std::sync::atomic::Ordering;
+
 use vhost_user_backend::{VringMutex, VringT};
 use virtio_queue::{Error as QueueError, QueueOwnedT, QueueT};
 use vm_memory::{GuestAddressSpace, GuestMemoryAtomic, GuestMemoryMmap};
@@ -26,6 +28,17 @@ pub(crate) fn take(vring: &Vring, memory: &Memory) -> Result<Vec<Request>, Queue
     let limit = queue.size();
     let chains = queue.iter(memory.memory())?;
     Ok(chains.take(limit.into()).map(Request::parse).collect())
+}
+
+/// Whether there are requests that were not taken. Of a queue that is stopped there are none.
+pub(crate) fn has_requests(vring: &Vring, memory: &Memory) -> Result<bool, QueueError> {
+    let state = vring.get_ref();
+    let queue = state.get_queue();
+    if !queue.ready() {
+        return Ok(false);
+    }
+    let available = queue.avail_idx(&*memory.memory(), Ordering::Acquire)?;
+    Ok(available.0 != queue.next_avail())
 }
 
 /// Asks the driver to kick again. `true` if requests came meanwhile, for which it won't.
