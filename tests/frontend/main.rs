@@ -14,6 +14,7 @@ mod requests;
 mod served;
 mod server;
 mod store;
+mod syscalls;
 #[path = "../guest/tmpfs.rs"]
 mod tmpfs;
 mod vmm;

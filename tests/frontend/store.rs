@@ -52,9 +52,11 @@ impl Control {
 
 impl Control {
     fn hook(&self, operation: StoreOperation) -> io::Result<()> {
-        if operation != StoreOperation::Persist {
-            return Ok(());
-        }
+        if operation == StoreOperation::Persist { self.sync() } else { Ok(()) }
+    }
+
+    /// Whoever is to sync does it here.
+    pub(crate) fn sync(&self) -> io::Result<()> {
         let mut state = self.state.lock().unwrap();
         state.begun += 1;
         self.changed.notify_all();
