@@ -2,6 +2,7 @@
 
 //! The command line.
 
+use std::num::NonZeroU32;
 use std::os::fd::RawFd;
 use std::path::PathBuf;
 
@@ -35,6 +36,10 @@ pub(crate) struct Cli {
     /// are answered sooner, and a processor is busy
     #[arg(long, value_name = "MICROSECONDS", default_value_t = 0)]
     pub(crate) poll_us: u32,
+
+    /// Sync at most so often a second; flushes that come meanwhile are answered together
+    #[arg(long, value_name = "COUNT")]
+    pub(crate) max_syncs: Option<NonZeroU32>,
 
     /// Listen on this Unix socket for "vhost-pmemd status", "snapshot" and so on; for the daemon's user
     /// alone

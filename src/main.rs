@@ -104,7 +104,11 @@ fn serve(cli: &Cli) -> anyhow::Result<()> {
         None => Device::try_new(region, cli.backing.window.into()),
     };
     let device = device.map_err(|error| backing::explain(error, is_file))?;
-    let device = Arc::new(device.with_polling(Duration::from_micros(cli.poll_us.into())));
+    let device = device.with_polling(Duration::from_micros(cli.poll_us.into()));
+    let device = Arc::new(match cli.max_syncs {
+        Some(per_second) => device.with_limit(per_second),
+        None => device,
+    });
     for store in stores.iter().map(|pagemap| pagemap.store()).filter(|one| !one.is_persistent()) {
         warn!(store = store.name(), "in memory: all that is flushed is lost without power");
     }

@@ -7,7 +7,7 @@ use std::io;
 use std::path::PathBuf;
 use std::process::Command;
 use std::sync::{Arc, Mutex};
-use std::time::{Duration, SystemTime};
+use std::time::{Duration, Instant, SystemTime};
 
 use fuser::{
     BackgroundSession, BsdFileFlags, Config, Errno, FileAttr, FileHandle, FileType, Filesystem,
@@ -134,6 +134,10 @@ struct Fixture {
 impl Fixture {
     /// A VMM on the daemon on a file of ours; none where there is no FUSE to be had.
     fn new() -> Option<Self> {
+        Self::with_args(&[])
+    }
+
+    fn with_args(args: &[&str]) -> Option<Self> {
         let dir = tempfile::tempdir().unwrap();
         let file = dir.path().join("file");
         std::fs::write(&file, "").unwrap();
@@ -146,15 +150,11 @@ impl Fixture {
         config.mount_options = vec![MountOption::FSName("controlled".to_owned())];
         let session = Session::new(served, &file, &config).and_then(Session::spawn);
         let session = session.map_err(|error| eprintln!("skipped: cannot mount: {error}")).ok()?;
-        let daemon = Daemon::start(
-            DAEMON,
-            [
-                "--file".as_ref(),
-                file.as_os_str(),
-                "--control".as_ref(),
-                dir.path().join("control").as_os_str(),
-            ],
-        );
+        let control_path = dir.path().join("control");
+        let paths =
+            ["--file".as_ref(), file.as_os_str(), "--control".as_ref(), control_path.as_os_str()];
+        let args = args.iter().map(AsRef::as_ref).chain(paths);
+        let daemon = Daemon::start(DAEMON, args);
         let daemon = daemon.unwrap();
         let vmm = Vmm::start(daemon.socket(), Abilities::default());
         let mut fixture = Self { vmm, daemon, _session: session, control, dir };
@@ -194,6 +194,23 @@ fn flush_submitted_while_a_sync_runs_causes_another_fsync() {
     }
     assert_eq!([0, 1, 2].map(|slot| vmm.driver.status(slot)), [0; 3]);
     assert_eq!(control.syncs(), before + 2);
+}
+
+#[test]
+fn syncs_are_no_more_than_the_limit_has_it() {
+    let Some(mut fixture) = Fixture::with_args(&["--max-syncs", "50"]) else { return };
+    let Fixture { vmm, control, .. } = &mut fixture;
+    let (before, began) = (control.syncs(), Instant::now());
+    for _ in 0..100 {
+        for slot in 0..4 {
+            vmm.driver.add_flush(slot);
+        }
+        vmm.driver.publish();
+        (0..4).for_each(|_| assert_eq!(vmm.driver.answer().1, 4));
+    }
+    let (syncs, took) = (control.syncs() - before, began.elapsed());
+    // Five at once, and then fifty a second; and each of those that were waited for.
+    assert!(syncs >= 100 && syncs as f64 <= 6.0 + 50.0 * took.as_secs_f64(), "{syncs} in {took:?}");
 }
 
 #[test]

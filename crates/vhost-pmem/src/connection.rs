@@ -11,7 +11,7 @@ use std::io;
 use std::os::fd::RawFd;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use tracing::warn;
 use vhost::vhost_user::Backend;
@@ -137,6 +137,11 @@ impl Connection {
         while !self.closed.load(Ordering::SeqCst) {
             let activation = self.mapping.activation();
             let mapped = self.map();
+            if let Some(limit) = self.device.limit() {
+                if queue::has_requests(vring, &self.memory)? {
+                    self.sleep(limit.take());
+                }
+            }
             let answering = self.device.quiesce();
             if activation != self.mapping.activation() {
                 // Reset meanwhile: what is in the queue now may be of a guest that has nothing
@@ -162,6 +167,19 @@ impl Connection {
             *self.idle_since() = Instant::now();
         }
         Ok(())
+    }
+
+    /// Sleeps, unless the connection ends.
+    fn sleep(&self, time: Duration) {
+        const SLICE: Duration = Duration::from_millis(50);
+        let end = Instant::now() + time;
+        while !self.closed.load(Ordering::SeqCst) {
+            let left = end.saturating_duration_since(Instant::now());
+            if left.is_zero() {
+                return;
+            }
+            std::thread::sleep(left.min(SLICE));
+        }
     }
 
     fn idle_since(&self) -> MutexGuard<'_, Instant> {

@@ -4,7 +4,7 @@
 
 use std::error::Error;
 use std::io;
-use std::num::NonZeroU64;
+use std::num::{NonZeroU32, NonZeroU64};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Mutex, MutexGuard, PoisonError};
@@ -14,6 +14,7 @@ use pfn_blk::{Extent, Pagemap, PersistError, Region};
 use tracing::{error, info, warn};
 use vm_memory::GuestMemoryMmap;
 
+use crate::limit::Limit;
 use crate::request::Request;
 use crate::served::{self, Failure, Layer, LayerError, LiveLayers, Publication, ServeWindowError};
 use crate::spec::{RequestType, Status};
@@ -32,6 +33,7 @@ pub struct Device {
     window: Window,
     connected: AtomicBool,
     polling: Duration,
+    limit: Option<Limit>,
     /// Held by whoever has taken requests and not answered all of them yet.
     batch: Mutex<()>,
     /// Limits what a guest can have logged, of what went wrong and of what went well.
@@ -73,6 +75,7 @@ impl Device {
             layers,
             connected: AtomicBool::new(false),
             polling: Duration::ZERO,
+            limit: None,
             region,
             window,
             batch: Mutex::new(()),
@@ -86,6 +89,16 @@ impl Device {
     #[must_use]
     pub fn with_polling(self, most: Duration) -> Self {
         Self { polling: most, ..self }
+    }
+
+    /// Syncs at most so often a second, whoever the guest is.
+    #[must_use]
+    pub fn with_limit(self, per_second: NonZeroU32) -> Self {
+        Self { limit: Some(Limit::new(per_second)), ..self }
+    }
+
+    pub(crate) fn limit(&self) -> Option<&Limit> {
+        self.limit.as_ref()
     }
 
     pub(crate) fn polling(&self) -> Duration {

@@ -29,6 +29,7 @@
 //! | `queue` | batches out, answers in |
 //! | `window` | which window a region gets |
 //! | `served` | the file of a served window |
+//! | `limit` | how often the disks may be synced |
 //! | `poll` | looking for requests before sleeping |
 //! | `mapping` | mapping one, and taking it back |
 //! | `negotiation` | what frontend and guest can do |
@@ -39,6 +40,7 @@
 mod connection;
 mod device;
 mod exit_event;
+mod limit;
 mod mapping;
 mod negotiation;
 mod poll;
