@@ -77,12 +77,7 @@ impl Lab {
 
     /// The package `name` and all it depends on, obtained if they are missing.
     pub(crate) fn package(&self, name: &str) -> Result<Tree> {
-        let store = Store::lock()?;
-        let root = store.part(&format!("package-{name}"), name, |root| {
-            let apt = apt(&store, Kernel::Trixie.suites())?;
-            Tree::unpack(root, &apt.fetch_closure(&[name])?)?.announce(name)
-        })?;
-        Ok(Tree::at(root))
+        package_tree(name)
     }
 
     fn boot_files(&self, store: &Store, kernel: Kernel) -> Result<(KernelTree, PathBuf)> {
@@ -90,6 +85,26 @@ impl Lab {
         let initramfs = initramfs::base(store, kernel, &tree, &self.userland)?;
         Ok((tree, initramfs))
     }
+}
+
+/// A command that runs `name` of the package `package` on the host, at the release of the QEMU in
+/// use where it is QEMU's. Obtains what is missing of it, and nothing else.
+///
+/// # Errors
+///
+/// As [`Lab::open`], and when the package has no such program.
+pub fn host_program(package: &str, name: &str) -> Result<Command> {
+    package_tree(package)?.program(name)
+}
+
+/// The package `name` and all it depends on, obtained if they are missing.
+fn package_tree(name: &str) -> Result<Tree> {
+    let store = Store::lock()?;
+    let root = store.part(&format!("package-{name}"), name, |root| {
+        let apt = apt(&store, Kernel::Trixie.suites())?;
+        Tree::unpack(root, &apt.fetch_closure(&[name])?)?.announce(name)
+    })?;
+    Ok(Tree::at(root))
 }
 
 /// The apt root of `suites`, one for as long as the store is locked.

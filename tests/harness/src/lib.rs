@@ -46,6 +46,7 @@
 //! | [`Vm`] | a running VM: wait for a line, reset, power off, kill |
 //! | [`Outcome`] | how it ended |
 //! | [`Daemon`] | a `vhost-pmemd` to attach guests to |
+//! | [`host_program`] | a program of a Debian package, to be run on the host |
 //! | [`Qemu`] | the QEMU in use |
 //! | [`Kernel`] | the kernels on offer |
 //!
@@ -84,7 +85,7 @@ mod vm;
 pub use builder::VmBuilder;
 pub use daemon::Daemon;
 pub use kernel::Kernel;
-pub use lab::Lab;
+pub use lab::{Lab, host_program};
 pub use outcome::Outcome;
 pub use qemu::{Qemu, Version};
 pub use store::target_dir;
