@@ -51,6 +51,11 @@ impl Guest {
         &self.daemon
     }
 
+    /// Its driver, for who keeps several requests in flight.
+    pub(crate) fn driver(&mut self) -> &mut Driver {
+        &mut self.vmm.driver
+    }
+
     /// The file that it has mapped.
     pub(crate) fn file(&self) -> Result<File> {
         let maps = self.vmm.mapper.maps.lock().expect("no thread panicked");
@@ -65,8 +70,8 @@ impl Guest {
 
     /// Sends a flush and sleeps until it is answered, as a guest does; how long that took.
     pub(crate) fn flush(&mut self) -> Result<Duration> {
-        let driver: &mut Driver = &mut self.vmm.driver;
-        let call = duplicate(&driver.call);
+        let call = duplicate(&self.driver().call);
+        let driver = &mut self.vmm.driver;
         // An older call.
         let _ = driver.call.read();
         let began = Instant::now();

@@ -9,8 +9,8 @@ use std::path::Path;
 use anyhow::{Context, Result};
 use rustix::fs::{major, minor};
 
-/// The command, the kernel, cores, memory, and the filesystem of `dir`, one a line.
-pub(crate) fn facts(dir: &Path) -> Result<String> {
+/// The command that runs `bench`, the kernel, cores, memory, and the filesystem of `dir`, one a line.
+pub(crate) fn facts(bench: &str, dir: &Path) -> Result<String> {
     let kernel = fs::read_to_string("/proc/sys/kernel/osrelease")?;
     let cores = std::thread::available_parallelism()?;
     let memory = fs::read_to_string("/proc/meminfo")?;
@@ -26,7 +26,7 @@ pub(crate) fn facts(dir: &Path) -> Result<String> {
     let ahead = fs::read_to_string(format!("/sys/class/bdi/{device}/read_ahead_kb"));
     let ahead = ahead.as_deref().map_or("unknown", str::trim);
     Ok(format!(
-        "Command:    cargo bench --bench windows\n\
+        "Command:    cargo bench --bench {bench}\n\
          Kernel:     Linux {}\n\
          Cores:      {cores}\n\
          Memory:     {memory} MiB\n\

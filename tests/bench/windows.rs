@@ -52,7 +52,7 @@ fn main() -> Result<()> {
     let dir = target_dir().join("bench");
     std::fs::create_dir_all(&dir)?;
     let dir = dir.canonicalize()?;
-    println!("{}", machine::facts(&dir)?);
+    println!("{}", machine::facts("windows", &dir)?);
     let (mib, rounds) = if bench { (512, rounds) } else { (32, 1) };
     if part != Some(Part::Memory) {
         let [image, twin] = ["pmem.img", "twin.img"].map(|name| Image::create(&dir, name, mib));

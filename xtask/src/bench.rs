@@ -10,6 +10,7 @@ use crate::process::{cargo, run, shown};
 pub(crate) fn run_all() -> Result<()> {
     for args in [
         ["bench", "--quiet", "--package", "vhost-pmemd", "--bench", "windows"],
+        ["bench", "--quiet", "--package", "vhost-pmemd", "--bench", "flushes"],
         ["bench", "--quiet", "--package", "pfn-blk", "--bench", "stacks"],
     ] {
         let mut bench = cargo(args);

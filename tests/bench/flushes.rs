@@ -1,0 +1,203 @@
+// SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
+
+//! What it costs to make 4 KiB durable: beside a bare fdatasync, and beside QEMU's storage daemon.
+//!
+//! Both daemons are real ones, in processes of their own, on files of the same size in the same
+//! filesystem; their guests are the same code in this process. All take turns in rounds of one run.
+
+mod blk;
+mod calls;
+mod changes;
+#[allow(dead_code, reason = "the tests use all of it")]
+#[path = "../frontend/driver.rs"]
+mod driver;
+#[allow(dead_code, reason = "the windows' benchmark uses all of it")]
+mod guest;
+#[allow(dead_code, reason = "the windows' benchmark uses all of it")]
+mod image;
+#[allow(dead_code, reason = "the windows' benchmark uses all of it")]
+mod kernel;
+mod machine;
+mod pmem;
+mod process;
+mod storage_daemon;
+mod syncer;
+mod tally;
+mod targets;
+#[allow(dead_code, reason = "the tests use all of it")]
+#[path = "../frontend/vmm.rs"]
+mod vmm;
+
+use std::path::PathBuf;
+use std::time::{Duration, Instant};
+
+use anyhow::Result;
+use clap::Parser;
+use guest_harness::target_dir;
+use serde_json::json;
+
+use crate::blk::Blk;
+use crate::changes::{Changes, Device, MOST, Order, Sample};
+use crate::image::Image;
+use crate::pmem::Pmem;
+use crate::storage_daemon::{Cache, StorageDaemon};
+use crate::syncer::Syncer;
+use crate::tally::Tally;
+
+/// Who makes changes durable.
+const OURS: &str = "vhost-pmemd";
+const PEER: &str = "qemu-storage-daemon";
+const PEER_DIRECT: &str = "qemu-storage-daemon, O_DIRECT";
+const BARE: &str = "fdatasync";
+const WOKEN: &str = "fdatasync, by a process that is woken";
+const STAT: &str = "fstat, then fdatasync";
+
+/// How many changes are kept in flight.
+const IN_FLIGHT: [usize; 4] = [1, 4, 16, MOST];
+
+/// How long each has its turn.
+const TURN: Duration = Duration::from_millis(400);
+
+/// So many changes one after another, then the next one's turn, where differences are small.
+const SHORT_TURN: usize = 16;
+
+/// Measures what it costs to make 4 KiB durable.
+#[derive(Parser)]
+struct Cli {
+    /// How often each has its turn
+    #[arg(long, default_value_t = 7)]
+    rounds: usize,
+    /// Only this: sync the file for each byte of standard input
+    #[arg(long, hide = true)]
+    syncer: Option<PathBuf>,
+    /// Given by cargo bench; without, everything is small, and shows only that it works
+    #[arg(long, hide = true)]
+    bench: bool,
+}
+
+fn main() -> Result<()> {
+    let Cli { rounds, syncer, bench } = Cli::parse();
+    if let Some(file) = syncer {
+        return syncer::serve(&file);
+    }
+    let dir = target_dir().join("bench");
+    std::fs::create_dir_all(&dir)?;
+    let dir = dir.canonicalize()?;
+    let facts = machine::facts("flushes", &dir)?;
+    println!("{facts}");
+    let (mib, rounds, turn) = if bench { (512, rounds, TURN) } else { (32, 1, TURN / 20) };
+    let ours = Image::create(&dir, "pmem.img", mib)?;
+    let peers = [Image::create(&dir, "blk.img", mib)?, Image::create(&dir, "direct.img", mib)?];
+    let mut tally = Tally::default();
+    println!("\nFlushes: files of {mib} MiB, {rounds} rounds\n");
+    for round in 0..rounds {
+        measure(&ours, &peers, round, turn, &mut tally)?;
+    }
+    let targets = targets::compare(&tally);
+    println!("{tally}\n");
+    targets.iter().for_each(|target| println!("{target}"));
+    if !bench {
+        return Ok(());
+    }
+    let path = dir.join("flushes.json");
+    let facts: Vec<_> = facts.lines().collect();
+    let all = json!({ "machine": facts, "mib": mib, "rows": tally, "targets": targets });
+    Ok(std::fs::write(path, serde_json::to_string_pretty(&all)? + "\n")?)
+}
+
+/// One round, in which daemons are new ones.
+fn measure(
+    ours: &Image,
+    peers: &[Image; 2],
+    round: usize,
+    turn: Duration,
+    tally: &mut Tally,
+) -> Result<()> {
+    let pages = ours.pages();
+    let mut pmem = Pmem::start(ours)?;
+    let peer = |image: &Image, cache| Blk::connect(StorageDaemon::start(image.path(), cache)?);
+    let [host, direct] = peers;
+    host.warm()?;
+    let (mut host, mut direct) = (peer(host, Cache::Host)?, peer(direct, Cache::None)?);
+    for order in Order::ALL {
+        let mut changes = [0; 3].map(|_| Changes::new(order, pages));
+        for in_flight in IN_FLIGHT {
+            for at in (0..3).map(|at| (at + round) % 3) {
+                let changes = &mut changes[at];
+                let (who, sample) = match at {
+                    0 => (OURS, run(&mut pmem, changes, in_flight, turn)?),
+                    1 => (PEER, run(&mut host, changes, in_flight, turn)?),
+                    _ => (PEER_DIRECT, run(&mut direct, changes, in_flight, turn)?),
+                };
+                tally.add(order.name(), who, in_flight, sample);
+            }
+        }
+        in_turns(&mut pmem, ours, &mut changes[0], order, 2 * turn, tally)?;
+    }
+    dirty(&mut pmem, turn, tally)?;
+    pmem.end()
+}
+
+fn run(
+    device: &mut impl Device,
+    changes: &mut Changes,
+    in_flight: usize,
+    turn: Duration,
+) -> Result<Sample> {
+    changes::run(device, changes, in_flight, usize::MAX, turn)
+}
+
+/// One change in flight through the daemon, and without one, in short turns: the disk's moods are
+/// larger than what is added.
+fn in_turns(
+    pmem: &mut Pmem,
+    image: &Image,
+    changes: &mut Changes,
+    order: Order,
+    time: Duration,
+    tally: &mut Tally,
+) -> Result<()> {
+    let file = pmem.file()?;
+    let mut syncer = Syncer::start(image.path())?;
+    let mut samples = [OURS, BARE, WOKEN, STAT].map(|who| (who, Sample::default()));
+    let began = Instant::now();
+    while began.elapsed() < time {
+        for (who, sample) in &mut samples {
+            sample.extend(match *who {
+                OURS => changes::run(pmem, changes, 1, SHORT_TURN, time)?,
+                BARE => pmem.bare(changes, SHORT_TURN, &mut || Ok(file.sync_data()?))?,
+                WOKEN => pmem.bare(changes, SHORT_TURN, &mut || syncer.sync())?,
+                _ => pmem.bare(changes, SHORT_TURN, &mut || {
+                    file.metadata()?;
+                    Ok(file.sync_data()?)
+                })?,
+            });
+        }
+    }
+    for (who, sample) in samples {
+        tally.add(&format!("{}, in turns", order.name()), who, 1, sample);
+    }
+    Ok(())
+}
+
+/// Flushes with nothing to write, and with much, beside fdatasync.
+fn dirty(pmem: &mut Pmem, time: Duration, tally: &mut Tally) -> Result<()> {
+    for dirty in [0, 64, 4096] {
+        let mut samples = [OURS, BARE].map(|who| (who, Sample::default()));
+        let began = Instant::now();
+        while began.elapsed() < time {
+            for (who, sample) in &mut samples {
+                let took = match *who {
+                    OURS => pmem.flushes(dirty, SHORT_TURN / 4)?,
+                    _ => pmem.syncs(dirty, SHORT_TURN / 4)?,
+                };
+                let elapsed = took.iter().sum();
+                sample.extend(Sample { took, elapsed, ..Sample::default() });
+            }
+        }
+        for (who, sample) in samples {
+            tally.add(&format!("flush alone, {dirty} dirty pages"), who, 1, sample);
+        }
+    }
+    Ok(())
+}
