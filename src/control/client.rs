@@ -62,7 +62,7 @@ fn show(status: &Status, out: &mut impl Write) -> std::io::Result<()> {
         )?;
     }
     for Failure { store, reason } in failures {
-        write!(out, "\n{store}: failed a sync ({reason}), and every flush fails")?;
+        write!(out, "\n{store}: failed a sync ({reason})")?;
     }
     Ok(())
 }

@@ -66,7 +66,7 @@ pub(crate) struct Status {
     /// Those of the command line or the table.
     pub(crate) snapshots: Vec<Cow>,
     pub(crate) mirrors: Vec<Mirror>,
-    /// The stores that failed a sync, for which every flush fails.
+    /// The stores that failed a sync, for which every flush fails, but for mirrors' legs.
     pub(crate) failures: Vec<Failure>,
 }
 

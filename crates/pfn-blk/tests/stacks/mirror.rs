@@ -194,8 +194,11 @@ fn leg_that_fails_a_sync_is_dropped_with_what_was_not_synced() {
     assert_eq!(mirror.status().stale, 1);
     one.set_broken(false);
     assert_eq!(read_page(&region, 4).unwrap(), 1);
-    // Its store can't be believed any more: see `Pagemap::persist`.
+    // Its store can't be believed any more: see `Pagemap::persist`. Until an operator knows better.
     assert_eq!(mirror.resync().unwrap().legs, [Failed, Healthy]);
+    assert!(parts.legs[0].pagemap.clear_failure().unwrap());
+    assert_eq!(mirror.resync().unwrap().legs, [Healthy, Healthy]);
+    assert!(parts.legs_are_equal());
 }
 
 #[test]
