@@ -46,15 +46,12 @@ pub(crate) struct Connection {
     exit: ExitEvent,
     closed: AtomicBool,
     polling: Polling,
-    /// When the last batch was answered.
-    idle_since: Mutex<Instant>,
 }
 
 impl Connection {
     pub(crate) fn new(device: Arc<Device>, memory: Memory) -> io::Result<Self> {
         Ok(Self {
             polling: Polling::new(device.polling()),
-            idle_since: Mutex::new(Instant::now()),
             device,
             memory,
             negotiation: Mutex::default(),
@@ -156,7 +153,7 @@ impl Connection {
                 }
                 break;
             }
-            self.polling.came_after(self.idle_since().elapsed());
+            self.polling.came();
             let statuses = self.device.statuses(&batch, mapped);
             let answers = batch.into_iter().zip(statuses);
             // Whoever else is in the queue is still to be served, and the driver to be told to
@@ -164,7 +161,7 @@ impl Connection {
             if let Err(error) = queue::complete(vring, &self.memory, answers) {
                 self.device.warn_throttled("request can't be answered", &error);
             }
-            *self.idle_since() = Instant::now();
+            self.polling.answered();
         }
         Ok(())
     }
@@ -180,10 +177,6 @@ impl Connection {
             }
             std::thread::sleep(left.min(SLICE));
         }
-    }
-
-    fn idle_since(&self) -> MutexGuard<'_, Instant> {
-        self.idle_since.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Looks for requests for a while, without being kicked. Whether there are some.
