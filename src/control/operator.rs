@@ -35,33 +35,25 @@ pub(crate) struct Operator {
 impl Operator {
     /// Carries a command out, and tells how all is then.
     pub(super) fn carry_out(&self, command: &Command) -> anyhow::Result<Status> {
-        let changing = || self.changing.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Command::Status = command {
+            return Ok(self.status());
+        }
+        let _changing = self.changing.lock().unwrap_or_else(PoisonError::into_inner);
         match command {
             Command::Status => {}
-            Command::Snapshot { cow } => {
-                let _changing = changing();
-                self.take_snapshot(cow)?;
-            }
+            Command::Snapshot { cow } => self.take_snapshot(cow)?,
             Command::Merge => {
-                let _changing = changing();
                 let cow = self.device.merge()?;
                 self.forget(&cow);
                 info!(cow = %cow.display(), "snapshot merged; its COW store is removed");
             }
             Command::Drop => {
-                let _changing = changing();
                 let cow = self.device.drop_changes()?;
                 self.forget(&cow);
                 info!(cow = %cow.display(), "changes since the snapshot dropped, with their store");
             }
-            Command::Resync => {
-                let _changing = changing();
-                self.resync()?;
-            }
-            Command::ClearFailure => {
-                let _changing = changing();
-                self.clear_failures()?;
-            }
+            Command::Resync => self.resync()?,
+            Command::ClearFailure => self.clear_failures()?,
         }
         Ok(self.status())
     }
