@@ -35,13 +35,7 @@ fn fails_until_it_is_cleared(window: &str) {
     let control = dir.path().join("control");
     let args = ["--window".as_ref(), window.as_ref(), "--file".as_ref(), device.path().as_os_str()];
     let args = args.into_iter().chain(["--control".as_ref(), control.as_os_str()]);
-    let daemon = match Daemon::start(DAEMON, args) {
-        Err(error) if format!("{error:#}").contains("a served window needs") => {
-            eprintln!("skipped: {error:#}");
-            return;
-        }
-        daemon => daemon.unwrap(),
-    };
+    let Some(daemon) = Daemon::start_served(DAEMON, args).unwrap() else { return };
     let mut vmm = Vmm::start(daemon.socket(), Abilities::default());
     assert_eq!(vmm.driver.flush(), 0);
     for page in 0..SIZE / 4096 {

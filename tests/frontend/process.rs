@@ -80,15 +80,7 @@ fn threads_with_fds_of_their_own_take_no_signals() {
     let file = dir.path().join("pmem");
     let args = ["--size", "1M", "--window", "served", "--file"];
     let args = args.map(AsRef::as_ref).into_iter().chain([file.as_os_str()]);
-    let daemon = match Daemon::start(DAEMON, args) {
-        Ok(daemon) => daemon,
-        Err(error) => {
-            let error = format!("{error:#}");
-            assert!(error.contains("a served window needs"), "{error}");
-            eprintln!("skipped: {error}");
-            return;
-        }
-    };
+    let Some(daemon) = Daemon::start_served(DAEMON, args).unwrap() else { return };
     let tasks = PathBuf::from(format!("/proc/{}/task", daemon.pid()));
     let mut count = 0;
     for task in fs::read_dir(tasks).unwrap() {

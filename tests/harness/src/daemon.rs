@@ -63,6 +63,25 @@ impl Daemon {
         Ok(daemon)
     }
 
+    /// The same, for what needs a served window; `None`, and a word on why, where this machine lets
+    /// nobody have one.
+    ///
+    /// # Errors
+    ///
+    /// As [`Daemon::start`], for any other reason.
+    pub fn start_served(
+        program: impl AsRef<Path>,
+        args: impl IntoIterator<Item = impl AsRef<OsStr>>,
+    ) -> Result<Option<Self>> {
+        match Self::start(program, args) {
+            Err(error) if format!("{error:#}").contains("a served window needs") => {
+                eprintln!("skipped: {error:#}");
+                Ok(None)
+            }
+            daemon => daemon.map(Some),
+        }
+    }
+
     /// The socket it listens on.
     #[must_use]
     pub fn socket(&self) -> &Path {
