@@ -145,6 +145,7 @@ impl Device {
     pub fn take_snapshot(&self, cow: &Path) -> Result<(), LayerError> {
         let layers = self.layers.as_ref().ok_or(LayerError::Direct)?;
         let _answered = self.quiesce();
+        // Most of what must be durable; what comes meanwhile is synced while the bios wait.
         self.region.persist(self.region.pages())?;
         layers.take_snapshot(cow)
     }

@@ -181,8 +181,6 @@ impl Layers {
 
     fn put_over(&self, cow: &Path, store: FileStore, chunk: NrPages) -> Result<(), LayerError> {
         let store = PfnSpace::new().add(Box::new(store))?;
-        // Most of the work, while bios go on.
-        self.persist()?;
         let mut stack = self.stack_alone();
         let top = self.top(&stack);
         top.persist(self.pages())?;
