@@ -4,12 +4,13 @@
 
 use std::path::Path;
 use std::sync::Arc;
+use std::time::Instant;
 
 use anyhow::{Chain, Context, anyhow};
 use pfn_blk::table::{self, Line, OpenTable, Position};
 use pfn_blk::{
     Access, FileStore, InvalidPages, InvalidStore, MemoryStore, Mirror, NrPages, Pagemap, Region,
-    Sizing, Snapshot, SnapshotUsage, StoreSet, Target,
+    Sizing, Snapshot, SnapshotUsage, Store, StoreSet, Target,
 };
 use tracing::info;
 use vhost_pmem::{InvalidWindow, LAYER_CHUNK, Window, check_size};
@@ -49,11 +50,23 @@ pub(crate) fn may_be_served(args: &BackingArgs) -> bool {
 
 /// Opens what the user asked to serve.
 pub(crate) fn open(args: &BackingArgs) -> anyhow::Result<Backing> {
-    match (&args.file, &args.table) {
-        (Some(path), _) => open_alone(path, args),
-        (None, Some(path)) => Ok(open_table(path)?.backing),
-        (None, None) => Err(anyhow!("nothing to serve: give --file or --table")),
+    let backing = match (&args.file, &args.table) {
+        (Some(path), _) => open_alone(path, args)?,
+        (None, Some(path)) => open_table(path)?.backing,
+        (None, None) => return Err(anyhow!("nothing to serve: give --file or --table")),
+    };
+    if args.prefetch {
+        backing.stores.iter().try_for_each(|pagemap| prefetch(pagemap.store()))?;
     }
+    Ok(backing)
+}
+
+fn prefetch(store: &dyn Store) -> anyhow::Result<()> {
+    let began = Instant::now();
+    let name = store.name();
+    pfn_blk::prefetch(store).with_context(|| format!("cannot prefetch {name}"))?;
+    info!(store = name, took = ?began.elapsed(), "read into the page cache");
+    Ok(())
 }
 
 /// A file that is no table's.

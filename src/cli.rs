@@ -179,6 +179,12 @@ pub(crate) struct BackingArgs {
     #[arg(long, value_name = "WINDOW", value_enum, default_value_t)]
     pub(crate) window: WindowArg,
 
+    /// Read the files into the page cache before they are served, page by page. Who touches a page
+    /// first doesn't wait for the disk, and a flush through a direct window writes the pages that
+    /// changed, not the up to 2 MiB that the kernel caches as one. For files that fit into memory
+    #[arg(long)]
+    pub(crate) prefetch: bool,
+
     /// Show the file of the served window at this path, for a VMM whose own persistent memory device
     /// maps a file; no socket is needed then. An empty file is made there, or is there already:
     /// whoever may open that may open the window

@@ -39,13 +39,15 @@ use serde_json::json;
 use crate::blk::Blk;
 use crate::changes::{Changes, Device, MOST, Order, Sample};
 use crate::image::Image;
-use crate::pmem::Pmem;
+use crate::pmem::{How, Pmem};
 use crate::storage_daemon::{Cache, StorageDaemon};
 use crate::syncer::Syncer;
 use crate::tally::Tally;
 
 /// Who makes changes durable.
 const OURS: &str = "vhost-pmemd";
+const PREFETCHED: &str = "vhost-pmemd --prefetch";
+const SERVED: &str = "vhost-pmemd --window served";
 const PEER: &str = "qemu-storage-daemon";
 const PEER_DIRECT: &str = "qemu-storage-daemon, O_DIRECT";
 const BARE: &str = "fdatasync";
@@ -86,8 +88,9 @@ fn main() -> Result<()> {
     let facts = machine::facts("flushes", &dir)?;
     println!("{facts}");
     let (mib, rounds, turn) = if bench { (512, rounds, TURN) } else { (32, 1, TURN / 20) };
-    let ours = Image::create(&dir, "pmem.img", mib)?;
-    let peers = [Image::create(&dir, "blk.img", mib)?, Image::create(&dir, "direct.img", mib)?];
+    let image = |name| Image::create(&dir, name, mib);
+    let ours = [image("pmem.img")?, image("prefetched.img")?, image("served.img")?];
+    let peers = [image("blk.img")?, image("direct.img")?];
     let mut tally = Tally::default();
     println!("\nFlushes: files of {mib} MiB, {rounds} rounds\n");
     for round in 0..rounds {
@@ -107,35 +110,42 @@ fn main() -> Result<()> {
 
 /// One round, in which daemons are new ones.
 fn measure(
-    ours: &Image,
+    ours: &[Image; 3],
     peers: &[Image; 2],
     round: usize,
     turn: Duration,
     tally: &mut Tally,
 ) -> Result<()> {
-    let pages = ours.pages();
-    let mut pmem = Pmem::start(ours)?;
+    let [direct, prefetched, served] = ours;
+    let pages = direct.pages();
+    let mut pmem = Pmem::start(direct, How::Direct)?;
+    let mut prefetched_pmem = Pmem::start(prefetched, How::Prefetched)?;
+    let mut served_pmem = Pmem::start(served, How::Served)?;
     let peer = |image: &Image, cache| Blk::connect(StorageDaemon::start(image.path(), cache)?);
-    let [host, direct] = peers;
+    let [host, uncached] = peers;
     host.warm()?;
-    let (mut host, mut direct) = (peer(host, Cache::Host)?, peer(direct, Cache::None)?);
+    let (mut host, mut uncached) = (peer(host, Cache::Host)?, peer(uncached, Cache::None)?);
     for order in Order::ALL {
-        let mut changes = [0; 3].map(|_| Changes::new(order, pages));
+        let mut changes = [0; 5].map(|_| Changes::new(order, pages));
         for in_flight in IN_FLIGHT {
-            for at in (0..3).map(|at| (at + round) % 3) {
+            for at in (0..5).map(|at| (at + round) % 5) {
                 let changes = &mut changes[at];
                 let (who, sample) = match at {
                     0 => (OURS, run(&mut pmem, changes, in_flight, turn)?),
-                    1 => (PEER, run(&mut host, changes, in_flight, turn)?),
-                    _ => (PEER_DIRECT, run(&mut direct, changes, in_flight, turn)?),
+                    1 => (PREFETCHED, run(&mut prefetched_pmem, changes, in_flight, turn)?),
+                    2 => (SERVED, run(&mut served_pmem, changes, in_flight, turn)?),
+                    3 => (PEER, run(&mut host, changes, in_flight, turn)?),
+                    _ => (PEER_DIRECT, run(&mut uncached, changes, in_flight, turn)?),
                 };
                 tally.add(order.name(), who, in_flight, sample);
             }
         }
-        in_turns(&mut pmem, ours, &mut changes[0], order, 2 * turn, tally)?;
+        in_turns(&mut pmem, direct, &mut changes[0], order.name(), 2 * turn, tally)?;
+        let what = format!("{}, --prefetch", order.name());
+        in_turns(&mut prefetched_pmem, prefetched, &mut changes[1], &what, 2 * turn, tally)?;
     }
     dirty(&mut pmem, turn, tally)?;
-    pmem.end()
+    [pmem, prefetched_pmem, served_pmem].into_iter().try_for_each(Pmem::end)
 }
 
 fn run(
@@ -153,7 +163,7 @@ fn in_turns(
     pmem: &mut Pmem,
     image: &Image,
     changes: &mut Changes,
-    order: Order,
+    what: &str,
     time: Duration,
     tally: &mut Tally,
 ) -> Result<()> {
@@ -175,7 +185,7 @@ fn in_turns(
         }
     }
     for (who, sample) in samples {
-        tally.add(&format!("{}, in turns", order.name()), who, 1, sample);
+        tally.add(&format!("{what}, in turns"), who, 1, sample);
     }
     Ok(())
 }

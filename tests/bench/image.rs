@@ -60,7 +60,7 @@ impl Image {
         Ok(())
     }
 
-    /// Sees to it that all of it is in the page cache.
+    /// Sees to it that all of it is in the page cache, in folios as large as the kernel likes.
     pub(crate) fn warm(&self) -> Result<()> {
         self.cool()?;
         // Where the kernel takes idle pages back early some may be gone again.

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
 
-//! Changes through a direct window of ours: a store, and a flush.
+//! Changes through a window of ours: a store, and a flush.
 
 use std::collections::VecDeque;
 use std::fs::File;
@@ -14,6 +14,17 @@ use crate::guest::{Guest, store};
 use crate::image::{Image, PAGE};
 use crate::process;
 
+/// How it is served.
+#[derive(Clone, Copy)]
+pub(crate) enum How {
+    /// By a direct window, on folios as large as the kernel likes.
+    Direct,
+    /// By a direct window, on folios of one page each.
+    Prefetched,
+    /// By a served window, whose folios are always of one page each.
+    Served,
+}
+
 pub(crate) struct Pmem {
     guest: Guest,
     calls: Calls,
@@ -25,9 +36,17 @@ pub(crate) struct Pmem {
 
 impl Pmem {
     /// Serves `image`, all of which is in the page cache, and has been loaded.
-    pub(crate) fn start(image: &Image) -> Result<Self> {
+    pub(crate) fn start(image: &Image, how: How) -> Result<Self> {
         image.warm()?;
-        let mut guest = Guest::start(&["--file".as_ref(), image.path().as_os_str()])?;
+        let how: &[&str] = match how {
+            How::Direct => &["--window", "direct"],
+            How::Prefetched => &["--window", "direct", "--prefetch"],
+            How::Served => &["--window", "served"],
+        };
+        let file = ["--file".as_ref(), image.path().as_os_str()];
+        let mut guest = Guest::start(
+            &file.into_iter().chain(how.iter().map(AsRef::as_ref)).collect::<Vec<_>>(),
+        )?;
         guest.with(|memory| {
             (0..image.pages()).try_for_each(|at| crate::guest::load(&memory, at).map(drop))
         })?;

@@ -8,7 +8,7 @@ use serde::Serialize;
 
 use crate::changes::{MOST, Order};
 use crate::tally::Tally;
-use crate::{BARE, OURS, PEER};
+use crate::{BARE, OURS, PEER, PREFETCHED, SERVED};
 
 /// One of them.
 #[derive(Serialize)]
@@ -22,32 +22,39 @@ pub(crate) struct Target {
 
 /// All that can be told from `tally`.
 pub(crate) fn compare(tally: &Tally) -> Vec<Target> {
-    Order::ALL.into_iter().flat_map(|order| of(tally, order.name()).into_iter().flatten()).collect()
+    let orders = || Order::ALL.into_iter().map(Order::name);
+    let added = orders()
+        .flat_map(|order| [order.to_owned(), format!("{order}, --prefetch")])
+        .filter_map(|what| added(tally, &what));
+    let ours = [OURS, PREFETCHED, SERVED];
+    let rates = ours.into_iter().flat_map(|who| orders().map(move |order| (who, order)));
+    added.chain(rates.flat_map(|(who, order)| rates_of(tally, who, order))).collect()
 }
 
-fn of(tally: &Tally, order: &str) -> [Option<Target>; 5] {
+fn added(tally: &Tally, what: &str) -> Option<Target> {
+    let value = tally.added(&format!("{what}, in turns"), OURS, BARE)?;
+    let what = format!("{what}: µs that are added to fdatasync, p50");
+    Some(Target { what, value, at_most: Some(15.0), at_least: None, met: value <= 15.0 })
+}
+
+fn rates_of(tally: &Tally, who: &str, order: &str) -> Vec<Target> {
     let rate = |who, in_flight| tally.rate(order, who, in_flight);
     let ratio = |a: Option<f64>, b: Option<f64>| Some(a? / b?);
     let at_most = |what: &str, value: Option<f64>, limit: f64| {
-        let (what, value) = (format!("{order}: {what}"), value?);
+        let (what, value) = (format!("{who}, {order}: {what}"), value?);
         Some(Target { what, value, at_most: Some(limit), at_least: None, met: value <= limit })
     };
     let at_least = |what: &str, value: Option<f64>, limit: f64| {
-        let (what, value) = (format!("{order}: {what}"), value?);
+        let (what, value) = (format!("{who}, {order}: {what}"), value?);
         Some(Target { what, value, at_most: None, at_least: Some(limit), met: value >= limit })
     };
-    let in_turns = format!("{order}, in turns");
-    [
-        at_most("µs that are added to fdatasync, p50", tally.added(&in_turns, OURS, BARE), 15.0),
-        at_least("64 in flight beside one, rate", ratio(rate(OURS, MOST), rate(OURS, 1)), 20.0),
-        at_most("64 in flight, fdatasyncs each", tally.calls(order, OURS, MOST), 0.05),
-        at_least(
-            "64 in flight beside QEMU's, rate",
-            ratio(rate(OURS, MOST), rate(PEER, MOST)),
-            3.0,
-        ),
-        at_least("one in flight beside QEMU's, rate", ratio(rate(OURS, 1), rate(PEER, 1)), 1.0),
-    ]
+    let all = [
+        at_least("64 in flight beside one, rate", ratio(rate(who, MOST), rate(who, 1)), 20.0),
+        at_most("64 in flight, fdatasyncs each", tally.calls(order, who, MOST), 0.05),
+        at_least("64 in flight beside QEMU's, rate", ratio(rate(who, MOST), rate(PEER, MOST)), 3.0),
+        at_least("one in flight beside QEMU's, rate", ratio(rate(who, 1), rate(PEER, 1)), 1.0),
+    ];
+    all.into_iter().flatten().collect()
 }
 
 impl fmt::Display for Target {

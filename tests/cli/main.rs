@@ -4,6 +4,7 @@
 
 mod control;
 mod load;
+mod prefetch;
 mod publish;
 
 use std::fs;

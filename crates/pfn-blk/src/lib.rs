@@ -114,7 +114,7 @@ pub use sg::{AccessError, Kmap, KmapError, SgList};
 pub use space::{DisableError, PfnSpace};
 pub use store::{
     Access, FileStore, HookedStore, InvalidStore, MemoryStore, Sizing, Store, StoreOperation,
-    mark_origin, origin_mark, unmark_origin,
+    mark_origin, origin_mark, prefetch, unmark_origin,
 };
 pub use table::{InvalidTable, StoreSet, Table};
 pub use target::{

@@ -6,6 +6,7 @@ mod file;
 mod hooked;
 mod memory;
 mod origin;
+mod prefetch;
 mod write_out;
 
 use std::fmt;
@@ -18,6 +19,7 @@ pub use self::file::{FileStore, InvalidStore, Sizing};
 pub use self::hooked::{HookedStore, StoreOperation};
 pub use self::memory::MemoryStore;
 pub use self::origin::{mark_origin, origin_mark, unmark_origin};
+pub use self::prefetch::prefetch;
 
 /// What may be done with pages.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]

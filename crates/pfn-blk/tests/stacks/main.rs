@@ -14,6 +14,7 @@ mod mirror;
 mod mirror_log;
 mod model;
 mod power;
+mod prefetch;
 mod snapshot;
 mod stack;
 mod table_oracle;
