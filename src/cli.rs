@@ -22,6 +22,15 @@ pub(crate) struct Cli {
     #[command(subcommand)]
     pub(crate) command: Option<Command>,
 
+    /// Serve the devices of this TOML file, each in a process of its own. Each is a table [device.NAME],
+    /// whose keys are the options of this command line. SIGHUP has it read again
+    #[arg(
+        long,
+        value_name = "FILE",
+        conflicts_with_all = ["EndpointArgs", "BackingArgs", "poll_us", "max_syncs", "name"]
+    )]
+    pub(crate) config: Option<PathBuf>,
+
     #[command(flatten)]
     pub(crate) endpoint: EndpointArgs,
 
@@ -46,6 +55,14 @@ pub(crate) struct Cli {
     #[arg(long, value_name = "PATH")]
     pub(crate) control: Option<PathBuf>,
 
+    /// The device's name, in the log and in what "status" shows
+    #[arg(long, value_name = "NAME")]
+    pub(crate) name: Option<String>,
+
+    /// End when the process that started this one does
+    #[arg(long, hide = true)]
+    pub(crate) end_with_parent: bool,
+
     /// How much to log to standard error: off, error, warn, info, debug or trace
     #[arg(long, value_name = "LEVEL", default_value = "info")]
     pub(crate) log_level: LevelFilter,
@@ -64,7 +81,12 @@ pub(crate) enum Command {
         #[arg(long, value_name = "WINDOW", value_enum, default_value_t)]
         window: WindowArg,
     },
-    /// Show how a device is that is being served
+    /// Show the devices that are being served, a line each
+    List {
+        #[command(flatten)]
+        control: ControlArgs,
+    },
+    /// Show how a device is that is being served, or how all are
     Status {
         #[command(flatten)]
         control: ControlArgs,
@@ -101,6 +123,12 @@ pub(crate) enum Command {
         #[command(flatten)]
         control: ControlArgs,
     },
+    /// Read the configuration file again: add what is new, end what is gone, start anew what has
+    /// changed. What has not isn't touched
+    Reload {
+        #[command(flatten)]
+        control: ControlArgs,
+    },
     /// Bring up a mirror's legs that failed or may differ, while the guest runs
     Resync {
         #[command(flatten)]
@@ -114,6 +142,10 @@ pub(crate) struct ControlArgs {
     #[arg(long, value_name = "PATH")]
     pub(crate) control: PathBuf,
 
+    /// Which device, of several that --config has
+    #[arg(long, value_name = "NAME")]
+    pub(crate) device: Option<String>,
+
     /// Print the answer as JSON
     #[arg(long)]
     pub(crate) json: bool,
@@ -124,6 +156,10 @@ pub(crate) struct MergeArgs {
     /// The daemon's control socket
     #[arg(long, value_name = "PATH", required_unless_present = "file")]
     pub(crate) control: Option<PathBuf>,
+
+    /// Which device, of several that --config has
+    #[arg(long, value_name = "NAME", requires = "control")]
+    pub(crate) device: Option<String>,
 
     /// The overlay's base; other overlays of it are worth nothing afterwards
     #[arg(long, value_name = "PATH", requires = "overlay", conflicts_with_all = ["control", "json"])]
@@ -138,7 +174,7 @@ pub(crate) struct MergeArgs {
 #[group(multiple = false)]
 pub(crate) struct EndpointArgs {
     /// Listen on this Unix socket; one that a dead process left behind is replaced
-    #[arg(long, value_name = "PATH", required_unless_present_any = ["fd", "publish"])]
+    #[arg(long, value_name = "PATH", required_unless_present_any = ["fd", "publish", "config"])]
     pub(crate) socket_path: Option<PathBuf>,
 
     /// Use this inherited file descriptor: a Unix socket that listens, or one that is connected to a
@@ -150,7 +186,7 @@ pub(crate) struct EndpointArgs {
 #[derive(Debug, Args)]
 pub(crate) struct BackingArgs {
     /// Serve this file or block device
-    #[arg(long, value_name = "PATH", required_unless_present = "table", conflicts_with = "table")]
+    #[arg(long, value_name = "PATH", required_unless_present_any = ["table", "config"], conflicts_with = "table")]
     pub(crate) file: Option<PathBuf>,
 
     /// Create the file with this size, or grow it; new space is sparse, and nothing is ever cut off.

@@ -7,6 +7,8 @@ mod capabilities;
 mod check;
 mod cli;
 mod control;
+mod fleet;
+mod log;
 mod merge;
 mod relay;
 mod resync;
@@ -14,7 +16,7 @@ mod shutdown;
 mod size;
 mod socket;
 
-use std::io::{IsTerminal, stderr, stdout};
+use std::io::stdout;
 use std::process::ExitCode;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
@@ -25,8 +27,8 @@ use tracing::{debug, info, warn};
 use vhost_pmem::Device;
 
 use crate::backing::Backing;
-use crate::cli::{Cli, Command, MergeArgs};
-use crate::control::Operator;
+use crate::cli::{Cli, Command, ControlArgs, MergeArgs};
+use crate::control::{Operator, Request};
 use crate::size::ByteSize;
 use crate::socket::Endpoint;
 
@@ -37,17 +39,11 @@ fn main() -> ExitCode {
         return ExitCode::SUCCESS;
     }
     let cli = Cli::parse();
-    tracing_subscriber::fmt()
-        .with_max_level(cli.log_level)
-        .with_target(false)
-        .with_ansi(stderr().is_terminal())
-        .with_writer(stderr)
-        // A log that nobody reads any more is no reason to panic.
-        .log_internal_errors(false)
-        .init();
-    let result = match &cli.command {
-        Some(command) => operate(command),
-        None => serve(&cli),
+    log::begin(cli.log_level, cli.name.clone());
+    let result = match (&cli.command, &cli.config) {
+        (Some(command), _) => operate(command),
+        (None, Some(config)) => fleet::run(config, cli.control.as_deref(), cli.log_level),
+        (None, None) => serve(&cli),
     };
     match result {
         Ok(()) => ExitCode::SUCCESS,
@@ -62,17 +58,23 @@ fn main() -> ExitCode {
 fn operate(command: &Command) -> anyhow::Result<()> {
     use control::Command as Request;
     let out = &mut stdout().lock();
-    let (at, request) = match command {
+    let (control, request) = match command {
         Command::Check { table, window } => return check::run(table, (*window).into(), out),
         Command::Merge {
             at: MergeArgs { file: Some(file), overlay: Some(overlay), .. }, ..
         } => {
             return merge::run(file, overlay, out);
         }
-        Command::Merge { at: MergeArgs { control: Some(control), .. }, json } => {
-            return control::run(control, Request::Merge, *json, out);
+        Command::Merge { at: MergeArgs { control: Some(control), device, .. }, json } => {
+            let (control, device) = (control.clone(), device.clone());
+            return control::run(
+                &ControlArgs { control, device, json: *json },
+                Request::Merge,
+                out,
+            );
         }
         Command::Merge { .. } => bail!("give --control, or --file and --overlay"),
+        Command::List { control } => return control::list(control, out),
         Command::Status { control } => (control, Request::Status),
         Command::Snapshot { control, cow } => {
             (control, Request::Snapshot { cow: std::path::absolute(cow)? })
@@ -80,11 +82,15 @@ fn operate(command: &Command) -> anyhow::Result<()> {
         Command::Drop { control } => (control, Request::Drop),
         Command::Resync { control } => (control, Request::Resync),
         Command::ClearFailure { control } => (control, Request::ClearFailure),
+        Command::Reload { control } => (control, Request::Reload),
     };
-    control::run(&at.control, request, at.json, out)
+    control::run(control, request, out)
 }
 
 fn serve(cli: &Cli) -> anyhow::Result<()> {
+    if cli.end_with_parent {
+        fleet::end_with_parent()?;
+    }
     // What is published is seen in the namespace that we were started in only.
     if backing::may_be_served(&cli.backing) && cli.backing.publish.is_none() {
         // Before there is any other thread.
@@ -117,6 +123,7 @@ fn serve(cli: &Cli) -> anyhow::Result<()> {
             snapshots.into_iter().map(|(position, snapshot)| (position.to_string(), snapshot));
         let overlay = overlay.map(|snapshot| ("overlay".to_owned(), snapshot));
         let operator = Operator {
+            name: cli.name.clone().unwrap_or_else(|| "device".to_owned()),
             device: Arc::clone(&device),
             size: nr_pages,
             stores,
@@ -124,7 +131,8 @@ fn serve(cli: &Cli) -> anyhow::Result<()> {
             snapshots: from_table.chain(overlay).collect(),
             changing: Mutex::default(),
         };
-        control::serve(endpoint, Arc::new(operator)).context("cannot set up control")?;
+        let carry_out = move |request: &Request| operator.carry_out(request);
+        control::serve(endpoint, Arc::new(carry_out)).context("cannot set up control")?;
     }
     resync::begin(mirrors).context("cannot begin to resync")?;
     let unlink = [&endpoint, &control].map(|one| one.as_ref().map(Endpoint::unlinker));

@@ -40,10 +40,12 @@ impl FromStr for ByteSize {
     }
 }
 
+/// With the bytes behind it, where that isn't the same; `{:#}` is without them.
 impl fmt::Display for ByteSize {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let Self(bytes) = *self;
         match SUFFIXES.iter().find(|(_, shift)| bytes != 0 && bytes % (1 << shift) == 0) {
+            Some((suffix, shift)) if f.alternate() => write!(f, "{} {suffix}iB", bytes >> shift),
             Some((suffix, shift)) => write!(f, "{} {suffix}iB ({bytes} bytes)", bytes >> shift),
             None => write!(f, "{bytes} bytes"),
         }
@@ -71,6 +73,7 @@ mod tests {
     #[test]
     fn size_shown_is_human_and_exact() {
         assert_eq!(ByteSize(300 << 20).to_string(), "300 MiB (314572800 bytes)");
+        assert_eq!(format!("{:#}", ByteSize(300 << 20)), "300 MiB");
         assert_eq!(ByteSize(5000).to_string(), "5000 bytes");
         assert_eq!(ByteSize(0).to_string(), "0 bytes");
     }

@@ -13,10 +13,10 @@ use std::time::Duration;
 
 use tracing::{info, warn};
 
-pub(crate) use self::client::run;
+pub(crate) use self::client::{ask, list, run};
 pub(crate) use self::operator::Operator;
-pub(crate) use self::protocol::Command;
-use self::protocol::{Outcome, Reply, Request, VERSION};
+pub(crate) use self::protocol::{Command, Report, Request, State};
+use self::protocol::{Outcome, Reply, VERSION};
 use crate::socket::Endpoint;
 
 /// No request is longer.
@@ -24,14 +24,17 @@ const REQUEST_MAX: u64 = 64 << 10;
 /// How long a client may take to send one.
 const PATIENCE: Duration = Duration::from_secs(10);
 
+/// What carries requests out, and tells how all is then.
+pub(crate) type CarryOut = dyn Fn(&Request) -> anyhow::Result<Vec<Report>> + Send + Sync;
+
 /// Answers whoever connects to `endpoint`, each in a thread of its own, as some requests take long.
-pub(crate) fn serve(endpoint: &Endpoint, operator: Arc<Operator>) -> io::Result<()> {
+pub(crate) fn serve(endpoint: &Endpoint, carry_out: Arc<CarryOut>) -> io::Result<()> {
     let listener = endpoint.listener()?;
     let serve = move || {
         for stream in listener.incoming() {
-            let operator = Arc::clone(&operator);
+            let carry_out = Arc::clone(&carry_out);
             let answer = move || {
-                if let Err(error) = stream.and_then(|stream| answer(stream, &operator)) {
+                if let Err(error) = stream.and_then(|stream| answer(stream, &*carry_out)) {
                     warn!(%error, "control: a client was not answered");
                 }
             };
@@ -47,18 +50,19 @@ pub(crate) fn serve(endpoint: &Endpoint, operator: Arc<Operator>) -> io::Result<
 }
 
 /// Answers one request.
-fn answer(mut stream: UnixStream, operator: &Operator) -> io::Result<()> {
+fn answer(mut stream: UnixStream, carry_out: &CarryOut) -> io::Result<()> {
     stream.set_read_timeout(Some(PATIENCE))?;
     let peer = rustix::net::sockopt::socket_peercred(&stream)?;
     let mut line = String::new();
     BufReader::new((&stream).take(REQUEST_MAX)).read_line(&mut line)?;
     let result = match serde_json::from_str(&line) {
-        Ok(Request { version: VERSION, command }) => {
+        Ok(request @ Request { version: VERSION, .. }) => {
+            let Request { device, command, .. } = &request;
             if !matches!(command, Command::Status) {
                 let (pid, uid) = (peer.pid.as_raw_nonzero(), peer.uid.as_raw());
-                info!(?command, pid, uid, "control");
+                info!(device, ?command, pid, uid, "control");
             }
-            operator.carry_out(&command).map_err(|error| format!("{error:#}"))
+            carry_out(&request).map_err(|error| format!("{error:#}"))
         }
         Ok(Request { version, .. }) => {
             Err(format!("this daemon speaks version {VERSION}, not {version}"))

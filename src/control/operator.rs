@@ -17,11 +17,12 @@ use rustix::io::Errno;
 use tracing::{info, warn};
 use vhost_pmem::{Device, Failure, Window};
 
-use super::protocol::{self, Command, Cow, Status};
+use super::protocol::{self, Command, Cow, Report, Request, State, Status};
 use crate::resync;
 
 /// Operates a device.
 pub(crate) struct Operator {
+    pub(crate) name: String,
     pub(crate) device: Arc<Device>,
     pub(crate) size: NrPages,
     /// What it was made of at the start.
@@ -33,10 +34,19 @@ pub(crate) struct Operator {
 }
 
 impl Operator {
-    /// Carries a command out, and tells how all is then.
-    pub(super) fn carry_out(&self, command: &Command) -> anyhow::Result<Status> {
+    /// Carries a request out, and tells how all is then.
+    pub(crate) fn carry_out(&self, request: &Request) -> anyhow::Result<Vec<Report>> {
+        let Request { device, command, .. } = request;
+        if device.as_ref().is_some_and(|device| *device != self.name) {
+            bail!("there is no such device; there is {}", self.name);
+        }
+        self.change(command)?;
+        Ok(vec![Report { name: self.name.clone(), state: State::Served(self.status()) }])
+    }
+
+    fn change(&self, command: &Command) -> anyhow::Result<()> {
         if let Command::Status = command {
-            return Ok(self.status());
+            return Ok(());
         }
         let _changing = self.changing.lock().unwrap_or_else(PoisonError::into_inner);
         match command {
@@ -54,8 +64,9 @@ impl Operator {
             }
             Command::Resync => self.resync()?,
             Command::ClearFailure => self.clear_failures()?,
+            Command::Reload => bail!("there is no configuration file to be read"),
         }
-        Ok(self.status())
+        Ok(())
     }
 
     fn take_snapshot(&self, cow: &Path) -> anyhow::Result<()> {
@@ -128,7 +139,7 @@ impl Operator {
         all.map(|Failure { store, reason }| protocol::Failure { store, reason }).collect()
     }
 
-    pub(super) fn status(&self) -> Status {
+    fn status(&self) -> Status {
         let cow = |name: String, usage: SnapshotUsage| {
             let SnapshotUsage { chunk, used, capacity } = usage;
             Cow { name, chunk: chunk.bytes(), used, capacity }

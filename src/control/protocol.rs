@@ -11,14 +11,17 @@ use serde::{Deserialize, Serialize};
 pub(super) const VERSION: u32 = 1;
 
 #[derive(Debug, Serialize, Deserialize)]
-pub(super) struct Request {
+pub(crate) struct Request {
     pub(super) version: u32,
+    /// Which one is meant; nothing if there is but one, or all are.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) device: Option<String>,
     #[serde(flatten)]
-    pub(super) command: Command,
+    pub(crate) command: Command,
 }
 
 /// What is asked for.
-#[derive(Debug, Serialize, Deserialize)]
+#[derive(Debug, Clone, Serialize, Deserialize)]
 #[serde(tag = "command", rename_all = "kebab-case")]
 pub(crate) enum Command {
     Status,
@@ -33,6 +36,8 @@ pub(crate) enum Command {
     /// Answered when all legs were copied to.
     Resync,
     ClearFailure,
+    /// Of all devices: read the configuration again.
+    Reload,
 }
 
 #[derive(Debug, Serialize, Deserialize)]
@@ -46,10 +51,30 @@ pub(super) struct Reply {
 #[derive(Debug, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub(super) enum Outcome {
-    /// Well, and how all is after it.
-    Ok(Status),
+    /// Well, and how the device is after it, or how all are.
+    Ok(Vec<Report>),
     /// Not; nothing was changed, but for a merge, of which any part may be done.
     Error(String),
+}
+
+/// One device.
+#[derive(Debug, Serialize, Deserialize)]
+pub(crate) struct Report {
+    pub(crate) name: String,
+    #[serde(flatten)]
+    pub(crate) state: State,
+}
+
+/// Whether it is served.
+#[derive(Debug, Serialize, Deserialize)]
+#[serde(tag = "state", rename_all = "lowercase")]
+pub(crate) enum State {
+    Served(Status),
+    /// Not now.
+    Down {
+        /// What became of its process.
+        reason: String,
+    },
 }
 
 /// How a device is.

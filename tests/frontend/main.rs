@@ -6,6 +6,7 @@
 mod activation;
 mod driver;
 mod failing;
+mod fleet;
 mod handshake;
 #[path = "../guest/loop_device.rs"]
 mod loop_device;

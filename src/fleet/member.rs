@@ -1,0 +1,187 @@
+// SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
+
+//! One device of a fleet: a process that is to run, and does or doesn't.
+
+use std::io;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+use std::time::{Duration, Instant};
+
+use rustix::process::{Pid, Signal, kill_process};
+use tracing::level_filters::LevelFilter;
+use tracing::{error, info, warn};
+
+/// How long to wait before a process that ended is started again; twice as long each time.
+const DELAYS: [Duration; 2] = [Duration::from_secs(1), Duration::from_secs(60)];
+
+/// How to start processes.
+pub(super) struct Launcher {
+    /// Where their control sockets are.
+    pub(super) dir: PathBuf,
+    pub(super) log_level: LevelFilter,
+}
+
+impl Launcher {
+    /// A device's control socket.
+    pub(super) fn control(&self, name: &str) -> PathBuf {
+        self.dir.join(name)
+    }
+
+    fn start(&self, name: &str, args: &[String]) -> io::Result<Child> {
+        Command::new("/proc/self/exe")
+            .args(args)
+            .args(["--end-with-parent", "--name", name, "--log-level", &self.log_level.to_string()])
+            .arg("--control")
+            .arg(self.control(name))
+            .stdin(Stdio::null())
+            .spawn()
+    }
+}
+
+/// A process, and what it was started with.
+struct Process {
+    child: Child,
+    args: Vec<String>,
+    since: Instant,
+    /// Whether it was told to end.
+    told: bool,
+}
+
+/// A device.
+pub(super) struct Member {
+    name: String,
+    /// What it is to run with; nothing if it is to be gone.
+    wanted: Option<Vec<String>>,
+    process: Option<Process>,
+    /// When to start it again, after it ended by itself, and how long that was to wait.
+    again: Option<(Instant, Duration)>,
+    /// How it ended.
+    end: String,
+}
+
+impl Member {
+    pub(super) fn new(name: &str) -> Self {
+        Self { name: name.to_owned(), wanted: None, process: None, again: None, end: String::new() }
+    }
+
+    /// What it is to run with from now on.
+    pub(super) fn want(&mut self, args: Option<Vec<String>>) {
+        self.wanted = args;
+        // Whoever reads a configuration again wants it tried again.
+        self.again = None;
+    }
+
+    /// Whether it is as it is wanted.
+    pub(super) fn has(&self, args: &[String]) -> bool {
+        self.wanted.as_deref() == Some(args) && self.process.is_some()
+    }
+
+    /// Whether there is nothing to be done any more.
+    pub(super) fn is_gone(&self) -> bool {
+        self.wanted.is_none() && self.process.is_none()
+    }
+
+    /// Why it is not there; nothing if it is.
+    pub(super) fn down(&self) -> Option<String> {
+        match (&self.process, self.again) {
+            (Some(_), _) => None,
+            (None, None) => Some(self.end.clone()),
+            (None, Some((when, _))) => {
+                let left = when.saturating_duration_since(Instant::now()).as_secs();
+                Some(format!("{}; started again in {left} s", self.end))
+            }
+        }
+    }
+
+    /// Does what is to be done now, and says when there is more, if no process ends.
+    pub(super) fn settle(&mut self, launcher: &Launcher) -> Option<Instant> {
+        self.reap();
+        match (&mut self.process, &self.wanted) {
+            (Some(process), wanted) if wanted.as_ref() != Some(&process.args) && !process.told => {
+                process.told = true;
+                tell(&process.child, Signal::TERM);
+            }
+            (None, Some(args)) => match self.again {
+                Some((when, _)) if when > Instant::now() => return Some(when),
+                _ => self.start(args.clone(), launcher),
+            },
+            _ => {}
+        }
+        self.again.map(|(when, _)| when).filter(|_| self.process.is_none() && self.wanted.is_some())
+    }
+
+    /// Has it end at once.
+    pub(super) fn hurry(&self) {
+        if let Some(process) = &self.process {
+            tell(&process.child, Signal::TERM);
+        }
+    }
+
+    fn start(&mut self, args: Vec<String>, launcher: &Launcher) {
+        match launcher.start(&self.name, &args) {
+            Ok(child) => {
+                let pid = child.id();
+                info!(device = self.name, pid, "started");
+                self.process = Some(Process { child, args, since: Instant::now(), told: false });
+            }
+            Err(error) => self.ended(&format!("cannot be started: {error}"), None),
+        }
+    }
+
+    /// Collects the process, if it has ended.
+    fn reap(&mut self) {
+        let Some(process) = &mut self.process else { return };
+        let end = match process.child.try_wait() {
+            Ok(None) => return,
+            Ok(Some(status)) => format!("ended with {status}"),
+            Err(error) => format!("is lost: {error}"),
+        };
+        let (told, lived) = (process.told, process.since.elapsed());
+        self.process = None;
+        if told {
+            info!(device = self.name, "ended");
+        } else {
+            self.ended(&end, Some(lived));
+        }
+    }
+
+    /// It ended by itself, after having lived so long.
+    fn ended(&mut self, end: &str, lived: Option<Duration>) {
+        let [least, most] = DELAYS;
+        let delay = match self.again {
+            Some((_, delay)) if lived.is_none_or(|lived| lived < most) => (delay * 2).min(most),
+            _ => least,
+        };
+        error!(device = self.name, again_in = ?delay, "{end}");
+        self.again = Some((Instant::now() + delay, delay));
+        end.clone_into(&mut self.end);
+    }
+}
+
+fn tell(child: &Child, signal: Signal) {
+    if let Err(error) = kill_process(Pid::from_child(child), signal) {
+        warn!(%error, "cannot signal a device's process");
+    }
+}
+
+/// Has this process end when the one that started it does.
+pub(crate) fn end_with_parent() -> io::Result<()> {
+    let parent = rustix::process::getppid();
+    rustix::process::set_parent_process_death_signal(Some(Signal::TERM))?;
+    // It may have ended before.
+    if rustix::process::getppid() != parent || parent.is_none_or(Pid::is_init) {
+        return Err(io::Error::other("the process that started this one is gone"));
+    }
+    Ok(())
+}
+
+/// A directory for control sockets, for our user alone.
+pub(super) fn private_dir() -> io::Result<tempfile::TempDir> {
+    let builder = &mut tempfile::Builder::new();
+    let builder = builder.prefix("vhost-pmemd-");
+    match std::env::var_os("RUNTIME_DIRECTORY") {
+        // Of a systemd service.
+        Some(dir) => builder.tempdir_in(Path::new(&dir)),
+        None => builder.tempdir(),
+    }
+}

@@ -1,0 +1,225 @@
+// SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
+
+//! Many devices: one process each, started and kept by this one, as a configuration file says.
+//!
+//! A device that fails, or a guest that brings its process down, is no other's concern. This
+//! process holds none of what they serve, and shares no memory with guests.
+
+mod config;
+mod member;
+
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel};
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, anyhow, bail};
+use signal_hook::consts::{SIGCHLD, SIGHUP, SIGINT, SIGTERM};
+use signal_hook::iterator::Signals;
+use tracing::level_filters::LevelFilter;
+use tracing::{error, info};
+
+use self::member::{Launcher, Member, private_dir};
+use crate::control::{self, Command, Report, Request, State};
+use crate::socket::Endpoint;
+
+pub(crate) use self::member::end_with_parent;
+
+/// What the fleet has to do.
+enum Event {
+    Signal(i32),
+    /// Read the configuration again; the answer is whether it could be.
+    Reload(Sender<Result<(), String>>),
+    /// Tell of all devices why each is down, or nothing.
+    List(Sender<BTreeMap<String, Option<String>>>),
+}
+
+/// Serves the devices of the file `config` until a signal ends it.
+pub(crate) fn run(
+    config: &Path,
+    control: Option<&Path>,
+    log_level: LevelFilter,
+) -> anyhow::Result<()> {
+    let devices = config::read(config)?;
+    let (send, events) = channel();
+    // Before any child there is.
+    let mut signals = Signals::new([SIGTERM, SIGINT, SIGHUP, SIGCHLD])?;
+    let told = send.clone();
+    let relay = move || {
+        // The fleet outlives its senders.
+        signals.forever().for_each(|signal| _ = told.send(Event::Signal(signal)));
+    };
+    std::thread::Builder::new().name("signals".to_owned()).spawn(relay)?;
+    let dir = private_dir().context("cannot make a directory for control sockets")?;
+    let endpoint = control.map(Endpoint::control).transpose()?;
+    if let Some(endpoint) = &endpoint {
+        let operator = Operator { fleet: send, dir: dir.path().to_owned() };
+        let carry_out = move |request: &Request| operator.carry_out(request);
+        control::serve(endpoint, Arc::new(carry_out)).context("cannot set up control")?;
+    }
+    let launcher = Launcher { dir: dir.path().to_owned(), log_level };
+    let mut fleet = Fleet { config: config.to_owned(), launcher, members: BTreeMap::new() };
+    fleet.want(devices);
+    fleet.keep(&events);
+    Ok(())
+}
+
+struct Fleet {
+    config: PathBuf,
+    launcher: Launcher,
+    members: BTreeMap<String, Member>,
+}
+
+impl Fleet {
+    /// Has the devices be these. Those that are as they were are not touched.
+    fn want(&mut self, mut devices: config::Devices) {
+        for (name, member) in &mut self.members {
+            match devices.remove(name) {
+                Some(args) if member.has(&args) => {}
+                args => member.want(args),
+            }
+        }
+        for (name, args) in devices {
+            let member = self.members.entry(name.clone()).or_insert_with(|| Member::new(&name));
+            member.want(Some(args));
+        }
+    }
+
+    /// Keeps all devices as they are wanted, until a signal says that they are to end.
+    fn keep(&mut self, events: &Receiver<Event>) {
+        let mut ending = false;
+        loop {
+            let next = self.settle();
+            if ending && self.members.is_empty() {
+                return;
+            }
+            let event = match next {
+                None => events.recv().ok(),
+                Some(when) => {
+                    match events.recv_timeout(when.saturating_duration_since(Instant::now())) {
+                        Ok(event) => Some(event),
+                        Err(RecvTimeoutError::Timeout) => continue,
+                        Err(RecvTimeoutError::Disconnected) => None,
+                    }
+                }
+            };
+            match event {
+                Some(Event::Signal(SIGCHLD)) => {}
+                Some(Event::Signal(SIGHUP)) => _ = self.reload(),
+                // The thread that waits for signals is there as long as this one.
+                Some(Event::Signal(_)) | None => {
+                    info!("ending");
+                    if ending {
+                        self.members.values().for_each(Member::hurry);
+                    }
+                    ending = true;
+                    self.members.values_mut().for_each(|member| member.want(None));
+                }
+                // Who asked and went away needs no answer.
+                Some(Event::Reload(answer)) => _ = answer.send(self.reload()),
+                Some(Event::List(answer)) => {
+                    let down = |(name, one): (&String, &Member)| (name.clone(), one.down());
+                    _ = answer.send(self.members.iter().map(down).collect());
+                }
+            }
+        }
+    }
+
+    /// Does what is to be done, and says when there is more.
+    fn settle(&mut self) -> Option<Instant> {
+        let next = self.members.values_mut().filter_map(|one| one.settle(&self.launcher)).min();
+        self.members.retain(|_, member| !member.is_gone());
+        next
+    }
+
+    fn reload(&mut self) -> Result<(), String> {
+        match config::read(&self.config) {
+            Ok(devices) => {
+                info!(devices = devices.len(), "configuration read again");
+                self.want(devices);
+                Ok(())
+            }
+            Err(error) => {
+                let error = format!("{error:#}");
+                error!(error, "the configuration is refused; all stays as it was");
+                Err(error)
+            }
+        }
+    }
+}
+
+/// Operates a fleet, and its devices by their own control sockets.
+struct Operator {
+    fleet: Sender<Event>,
+    dir: PathBuf,
+}
+
+impl Operator {
+    fn carry_out(&self, request: &Request) -> anyhow::Result<Vec<Report>> {
+        let members = match (&request.command, &request.device) {
+            (Command::Reload, Some(_)) => bail!("all devices are reloaded, or none"),
+            (Command::Reload, None) => {
+                self.ask(Event::Reload)?.map_err(|refused| anyhow!(refused))?;
+                self.ask(Event::List)?
+            }
+            (Command::Status, None) => self.ask(Event::List)?,
+            (_, device) => {
+                let mut members = self.ask(Event::List)?;
+                match device {
+                    Some(name) => members.retain(|member, _| member == name),
+                    None if members.len() == 1 => {}
+                    None => bail!("which one? Give --device; there are {}", names(&members)),
+                }
+                if members.is_empty() {
+                    let members = self.ask(Event::List)?;
+                    bail!("there is no such device; there are {}", names(&members));
+                }
+                members
+            }
+        };
+        let command = match &request.command {
+            Command::Reload => &Command::Status,
+            command => command,
+        };
+        members.into_iter().map(|(name, down)| self.relay(name, down, command)).collect()
+    }
+
+    /// Has one device do something.
+    fn relay(
+        &self,
+        name: String,
+        down: Option<String>,
+        command: &Command,
+    ) -> anyhow::Result<Report> {
+        let state = match (down, command) {
+            (Some(reason), Command::Status) => State::Down { reason },
+            (Some(reason), _) => bail!("{name} {reason}"),
+            (None, _) => match control::ask(&self.dir.join(&name), None, command.clone()) {
+                Ok(Ok(reports)) => match reports.into_iter().next() {
+                    Some(report) => report.state,
+                    None => bail!("{name} says nothing"),
+                },
+                Ok(Err(refused)) => bail!(refused),
+                Err(error) if matches!(command, Command::Status) => {
+                    State::Down { reason: format!("is starting: {error:#}") }
+                }
+                Err(error) => return Err(error.context(name)),
+            },
+        };
+        Ok(Report { name, state })
+    }
+
+    fn ask<T>(&self, event: impl FnOnce(Sender<T>) -> Event) -> anyhow::Result<T> {
+        const PATIENCE: Duration = Duration::from_secs(10);
+        let (answer, is_answered) = channel();
+        let ended = || anyhow!("the daemon is ending");
+        self.fleet.send(event(answer)).map_err(|_| ended())?;
+        is_answered.recv_timeout(PATIENCE).map_err(|_| ended())
+    }
+}
+
+fn names<T>(members: &BTreeMap<String, T>) -> String {
+    let names: Vec<_> = members.keys().map(String::as_str).collect();
+    if names.is_empty() { "none".to_owned() } else { names.join(", ") }
+}
