@@ -17,7 +17,12 @@ use crate::size::ByteSize;
 ///
 /// Runs in the foreground, serves one frontend after another, and ends on SIGTERM or SIGINT.
 #[derive(Debug, Parser)]
-#[command(version, subcommand_negates_reqs = true, args_conflicts_with_subcommands = true)]
+#[command(
+    name = "vhost-pmemd",
+    version,
+    subcommand_negates_reqs = true,
+    args_conflicts_with_subcommands = true
+)]
 pub(crate) struct Cli {
     #[command(subcommand)]
     pub(crate) command: Option<Command>,

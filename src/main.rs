@@ -12,6 +12,7 @@ mod log;
 mod merge;
 mod relay;
 mod resync;
+mod service;
 mod shutdown;
 mod size;
 mod socket;
@@ -139,6 +140,7 @@ fn serve(cli: &Cli) -> anyhow::Result<()> {
     let tidy = || unlink.into_iter().flatten().for_each(|unlink| unlink());
     shutdown::on_signal(Arc::clone(&device), tidy).context("cannot set up signals")?;
     let window = backing::describe(device.window(), nr_pages);
+    service::ready();
     if let Some(path) = publish {
         info!(%size, %window, path = %path.display(), "published");
     }

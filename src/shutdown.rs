@@ -12,6 +12,8 @@ use signal_hook::iterator::Signals;
 use tracing::info;
 use vhost_pmem::Device;
 
+use crate::service;
+
 /// Has the process end on a signal, with success, once the flushes that were taken are answered
 /// and `tidy` was called. A second signal ends it at once, should the storage hang.
 pub(crate) fn on_signal(
@@ -28,6 +30,7 @@ pub(crate) fn on_signal(
     std::thread::Builder::new().name("signals".to_owned()).spawn(move || {
         let signal = signals.forever().next();
         info!(signal, "ending");
+        service::stopping();
         let _answered = device.quiesce();
         device.withdraw();
         device.write_back();

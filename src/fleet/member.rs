@@ -11,6 +11,8 @@ use rustix::process::{Pid, Signal, kill_process};
 use tracing::level_filters::LevelFilter;
 use tracing::{error, info, warn};
 
+use crate::service;
+
 /// How long to wait before a process that ended is started again; twice as long each time.
 const DELAYS: [Duration; 2] = [Duration::from_secs(1), Duration::from_secs(60)];
 
@@ -28,7 +30,9 @@ impl Launcher {
     }
 
     fn start(&self, name: &str, args: &[String]) -> io::Result<Child> {
-        Command::new("/proc/self/exe")
+        let mut command = Command::new("/proc/self/exe");
+        service::ENVIRONMENT.into_iter().for_each(|variable| _ = command.env_remove(variable));
+        command
             .args(args)
             .args(["--end-with-parent", "--name", name, "--log-level", &self.log_level.to_string()])
             .arg("--control")
@@ -74,6 +78,11 @@ impl Member {
     /// Whether it is as it is wanted.
     pub(super) fn has(&self, args: &[String]) -> bool {
         self.wanted.as_deref() == Some(args) && self.process.is_some()
+    }
+
+    /// Whether it has come so far that it listens, or has ended.
+    pub(super) fn has_begun(&self, launcher: &Launcher) -> bool {
+        self.process.is_none() || launcher.control(&self.name).exists()
     }
 
     /// Whether there is nothing to be done any more.

@@ -22,6 +22,7 @@ use tracing::{error, info};
 
 use self::member::{Launcher, Member, private_dir};
 use crate::control::{self, Command, Report, Request, State};
+use crate::service;
 use crate::socket::Endpoint;
 
 pub(crate) use self::member::end_with_parent;
@@ -59,7 +60,13 @@ pub(crate) fn run(
         control::serve(endpoint, Arc::new(carry_out)).context("cannot set up control")?;
     }
     let launcher = Launcher { dir: dir.path().to_owned(), log_level };
-    let mut fleet = Fleet { config: config.to_owned(), launcher, members: BTreeMap::new() };
+    let mut fleet = Fleet {
+        config: config.to_owned(),
+        launcher,
+        members: BTreeMap::new(),
+        ready: false,
+        watchdog: service::watchdog(),
+    };
     fleet.want(devices);
     fleet.keep(&events);
     Ok(())
@@ -69,7 +76,14 @@ struct Fleet {
     config: PathBuf,
     launcher: Launcher,
     members: BTreeMap<String, Member>,
+    /// Whether all that can be served was.
+    ready: bool,
+    /// How often systemd wants to hear of us.
+    watchdog: Option<Duration>,
 }
+
+/// How often to look whether a device that was started is ready.
+const TICK: Duration = Duration::from_millis(20);
 
 impl Fleet {
     /// Has the devices be these. Those that are as they were are not touched.
@@ -110,6 +124,7 @@ impl Fleet {
                 // The thread that waits for signals is there as long as this one.
                 Some(Event::Signal(_)) | None => {
                     info!("ending");
+                    service::stopping();
                     if ending {
                         self.members.values().for_each(Member::hurry);
                     }
@@ -130,7 +145,19 @@ impl Fleet {
     fn settle(&mut self) -> Option<Instant> {
         let next = self.members.values_mut().filter_map(|one| one.settle(&self.launcher)).min();
         self.members.retain(|_, member| !member.is_gone());
-        next
+        if !self.ready && self.members.values().all(|one| one.has_begun(&self.launcher)) {
+            self.ready = true;
+            info!(devices = self.members.len(), "all devices that can be are served");
+            service::ready();
+        }
+        if self.watchdog.is_some() {
+            service::alive();
+        }
+        let look = (!self.ready).then_some(TICK);
+        // Twice as often as is asked for.
+        let alive = self.watchdog.map(|interval| interval / 2);
+        let sooner = look.into_iter().chain(alive).min().map(|wait| Instant::now() + wait);
+        next.into_iter().chain(sooner).min()
     }
 
     fn reload(&mut self) -> Result<(), String> {

@@ -3,10 +3,17 @@
 //! The project's own commands: `cargo xtask demo`, `cargo xtask test` and more.
 
 mod bench;
+#[allow(dead_code, reason = "the daemon reads it")]
+#[path = "../../src/cli.rs"]
+mod command_line;
 mod demo;
 mod deny;
 mod fuzz;
+mod package;
 mod process;
+#[allow(dead_code, reason = "the daemon uses all of it")]
+#[path = "../../src/size.rs"]
+mod size;
 mod test;
 mod toolchain;
 mod tools;
@@ -26,6 +33,8 @@ enum Command {
     /// Measure what a served window costs beside a direct one, in time and in the host's memory, and
     /// a stack beside raw I/O
     Bench,
+    /// Build a Debian package, with units for systemd, manual pages and completions
+    Package,
     /// Feed what is read from files to a second reader too, and look for inputs that the two don't
     /// agree on
     Fuzz {
@@ -42,6 +51,7 @@ fn main() -> ExitCode {
         Command::Demo => demo::run(),
         Command::Test => test::run_all(),
         Command::Bench => bench::run_all(),
+        Command::Package => package::build(),
         Command::Fuzz { target, seconds } => fuzz::run_targets(target.as_deref(), seconds),
     };
     match result {
