@@ -108,6 +108,32 @@ fn stop_while_the_frontend_maps_waits_for_nothing() {
 }
 
 #[test]
+fn stop_while_the_frontend_maps_has_nothing_mapped_afterwards() {
+    let server = Server::files(&[SIZE]);
+    let mut vmm = Vmm::connect(&server.socket(), Abilities::default());
+    *vmm.mapper.delay.lock().unwrap() = Duration::from_millis(300);
+    vmm.activate();
+    while requests(&vmm) == 0 {
+        std::thread::yield_now();
+    }
+    vmm.stop_queue();
+    while vmm.mapper.maps.lock().unwrap().is_empty() {
+        std::thread::yield_now();
+    }
+    // Long enough for another map.
+    std::thread::sleep(Duration::from_secs(1));
+    assert_eq!(requests(&vmm), 1);
+    // A driver resets the device before it starts, of which a frontend needn't tell: its queue was
+    // stopped already.
+    vmm.mapper.maps.lock().unwrap().clear();
+    vmm.activate();
+    assert_eq!(vmm.driver.flush(), 0);
+    vmm.store(0, b"x");
+    assert_eq!(vmm.driver.flush(), 0);
+    assert_eq!(server.file(0)[0], b'x');
+}
+
+#[test]
 fn memory_table_sent_while_running_loses_no_request() {
     let server = Server::files(&[SIZE]);
     let mut vmm = Vmm::start(&server.socket(), Abilities::default());

@@ -2,6 +2,7 @@
 
 //! Devices to connect to.
 
+use std::num::NonZeroU32;
 use std::os::unix::net::UnixListener;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -21,9 +22,11 @@ pub(crate) struct Server {
 
 impl Server {
     fn new(dir: TempDir, target: Arc<dyn Target>) -> Self {
-        let device = Arc::new(
-            Device::try_new(Region::try_new(target).unwrap(), WindowChoice::Auto).unwrap(),
-        );
+        Self::serve(dir, device(target))
+    }
+
+    fn serve(dir: TempDir, device: Device) -> Self {
+        let device = Arc::new(device);
         let server = Self { dir, device: Arc::clone(&device) };
         let listener = UnixListener::bind(server.socket()).unwrap();
         thread::spawn(move || while device.serve_next(listener.try_clone().unwrap()).is_ok() {});
@@ -54,6 +57,15 @@ impl Server {
         (Self::new(tempfile::tempdir().unwrap(), pagemap), control)
     }
 
+    /// The same, synced at most so often a second.
+    pub(crate) fn limited(size: u64, per_second: u32) -> (Self, Arc<Control>) {
+        let control = Arc::new(Control::default());
+        let store = controlled_store(size, Arc::clone(&control));
+        let pagemap = PfnSpace::new().add(store).unwrap();
+        let device = device(pagemap).with_limit(NonZeroU32::new(per_second).unwrap());
+        (Self::serve(tempfile::tempdir().unwrap(), device), control)
+    }
+
     /// Serves memory, and returns what disables it: its space and a pfn.
     pub(crate) fn disposable(size: u64) -> (Self, PfnSpace, Pfn) {
         let store = MemoryStore::new("disposable", NrPages::try_from_bytes(size).unwrap()).unwrap();
@@ -71,4 +83,8 @@ impl Server {
     pub(crate) fn file(&self, index: usize) -> Vec<u8> {
         std::fs::read(Path::new(self.dir.path()).join(index.to_string())).unwrap()
     }
+}
+
+fn device(target: Arc<dyn Target>) -> Device {
+    Device::try_new(Region::try_new(target).unwrap(), WindowChoice::Auto).unwrap()
 }

@@ -10,7 +10,7 @@
 use std::io;
 use std::os::fd::RawFd;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use tracing::warn;
@@ -46,6 +46,8 @@ pub(crate) struct Connection {
     exit: ExitEvent,
     closed: AtomicBool,
     polling: Polling,
+    /// What the queue thread sleeps on until its next turn; notified when there is no need to.
+    turn: (Mutex<()>, Condvar),
 }
 
 impl Connection {
@@ -59,12 +61,14 @@ impl Connection {
             refused: Mutex::default(),
             exit: ExitEvent::new()?,
             closed: AtomicBool::new(false),
+            turn: Default::default(),
         })
     }
 
     /// Lets the queue thread go, also from a guest that keeps it busy.
     pub(crate) fn close(&self) {
         self.closed.store(true, Ordering::SeqCst);
+        self.wake();
     }
 
     /// The event of [`REVOKED`].
@@ -86,6 +90,7 @@ impl Connection {
     /// answered before the frontend learns where we stopped.
     fn stop(&self) {
         self.mapping.forget();
+        self.wake();
         drop(self.device.quiesce());
     }
 
@@ -101,8 +106,8 @@ impl Connection {
         }
     }
 
-    /// Has the pages mapped. Whether they are.
-    fn map(&self) -> bool {
+    /// Has the pages mapped in `activation`. Whether they are.
+    fn map(&self, activation: u64) -> bool {
         let mapper = self.negotiation().mapper();
         let frontend = match mapper {
             Ok(frontend) => frontend,
@@ -111,7 +116,7 @@ impl Connection {
                 return false;
             }
         };
-        match self.mapping.ensure(self.device.region(), &frontend) {
+        match self.mapping.ensure(activation, self.device.region(), &frontend) {
             Mapping::Kept => true,
             Mapping::Made(took) => {
                 self.device.log_activation(took);
@@ -133,10 +138,14 @@ impl Connection {
     fn serve(&self, vring: &Vring) -> Result<(), QueueError> {
         while !self.closed.load(Ordering::SeqCst) {
             let activation = self.mapping.activation();
-            let mapped = self.map();
+            // In this order: who stops it does that first, and then forgets the activation.
+            if !queue::is_running(vring) {
+                break;
+            }
+            let mapped = self.map(activation);
             if let Some(limit) = self.device.limit() {
                 if queue::has_requests(vring, &self.memory)? {
-                    self.sleep(limit.take());
+                    self.sleep(limit.wait(), activation);
                 }
             }
             let answering = self.device.quiesce();
@@ -153,6 +162,9 @@ impl Connection {
                 }
                 break;
             }
+            if let Some(limit) = self.device.limit() {
+                limit.take();
+            }
             self.polling.came();
             let statuses = self.device.statuses(&batch, mapped);
             let answers = batch.into_iter().zip(statuses);
@@ -166,17 +178,23 @@ impl Connection {
         Ok(())
     }
 
-    /// Sleeps, unless the connection ends.
-    fn sleep(&self, time: Duration) {
-        const SLICE: Duration = Duration::from_millis(50);
-        let end = Instant::now() + time;
-        while !self.closed.load(Ordering::SeqCst) {
-            let left = end.saturating_duration_since(Instant::now());
-            if left.is_zero() {
-                return;
-            }
-            std::thread::sleep(left.min(SLICE));
-        }
+    /// Sleeps, unless the device is stopped or the connection ends.
+    fn sleep(&self, time: Duration, activation: u64) {
+        let (sleeping, woken) = &self.turn;
+        let goes_on = |(): &mut ()| {
+            !self.closed.load(Ordering::SeqCst) && activation == self.mapping.activation()
+        };
+        let guard = sleeping.lock().unwrap_or_else(PoisonError::into_inner);
+        // Only a thread that panicked with the lock makes an error, and there is nothing in it.
+        drop(woken.wait_timeout_while(guard, time, goes_on));
+    }
+
+    /// Has a queue thread that sleeps look at what has changed.
+    fn wake(&self) {
+        let (sleeping, woken) = &self.turn;
+        // One that has looked before the change is asleep by then.
+        drop(sleeping.lock().unwrap_or_else(PoisonError::into_inner));
+        woken.notify_all();
     }
 
     /// Looks for requests for a while, without being kicked. Whether there are some.

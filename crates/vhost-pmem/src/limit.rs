@@ -3,7 +3,7 @@
 //! How often a guest may have the host's disks synced.
 
 use std::num::NonZeroU32;
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 /// A token bucket, of a token for each sync: so many a second, a tenth of them at once. Requests that
@@ -25,16 +25,27 @@ impl Limit {
         Self { interval, ahead, due: Mutex::new(Instant::now()) }
     }
 
-    /// Takes a token, and tells how long it is until there is one.
-    pub(crate) fn take(&self) -> Duration {
-        self.take_at(Instant::now())
+    /// How long it is until there is a token.
+    pub(crate) fn wait(&self) -> Duration {
+        self.wait_at(Instant::now())
     }
 
-    fn take_at(&self, now: Instant) -> Duration {
-        let mut due = self.due.lock().unwrap_or_else(PoisonError::into_inner);
-        let this = (*due).max(now);
-        *due = this + self.interval;
-        this.saturating_duration_since(now).saturating_sub(self.ahead)
+    fn wait_at(&self, now: Instant) -> Duration {
+        self.due().saturating_duration_since(now).saturating_sub(self.ahead)
+    }
+
+    /// Takes a token.
+    pub(crate) fn take(&self) {
+        self.take_at(Instant::now());
+    }
+
+    fn take_at(&self, now: Instant) {
+        let mut due = self.due();
+        *due = (*due).max(now) + self.interval;
+    }
+
+    fn due(&self) -> MutexGuard<'_, Instant> {
+        self.due.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
@@ -42,20 +53,28 @@ impl Limit {
 mod tests {
     use super::*;
 
+    /// How long each of `count` that come at once waits.
+    fn waits(limit: &Limit, count: usize, now: Instant) -> Vec<u128> {
+        let wait = |_| {
+            let wait = limit.wait_at(now);
+            limit.take_at(now);
+            wait.as_millis()
+        };
+        (0..count).map(wait).collect()
+    }
+
     #[test]
     fn limit_lets_a_tenth_through_at_once_and_then_one_an_interval() {
         let limit = Limit::new(NonZeroU32::new(100).unwrap());
         let start = Instant::now() + Duration::from_secs(1);
-        let waits: Vec<_> = (0..13).map(|_| limit.take_at(start).as_millis()).collect();
-        assert_eq!(waits, [0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 10, 20, 30]);
-        assert_eq!(limit.take_at(start + Duration::from_secs(9)), Duration::ZERO);
+        assert_eq!(waits(&limit, 13, start), [0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 10, 20, 30]);
+        assert_eq!(limit.wait_at(start + Duration::from_secs(9)), Duration::ZERO);
     }
 
     #[test]
     fn limit_of_few_a_second_lets_them_through_one_by_one() {
         let limit = Limit::new(NonZeroU32::new(2).unwrap());
         let start = Instant::now() + Duration::from_secs(1);
-        let waits: Vec<_> = (0..3).map(|_| limit.take_at(start).as_millis()).collect();
-        assert_eq!(waits, [0, 500, 1000]);
+        assert_eq!(waits(&limit, 3, start), [0, 500, 1000]);
     }
 }

@@ -94,10 +94,10 @@ impl MapState {
         self.activation.fetch_add(1, Ordering::SeqCst);
     }
 
-    /// Has the region mapped, unless this was tried in this activation already.
-    pub(crate) fn ensure(&self, region: &Region, frontend: &Backend) -> Mapping {
+    /// Has the region mapped, unless this was tried in `activation` already: the one that it was
+    /// before the vring was found running. One that ends meanwhile has what is mapped now forgotten.
+    pub(crate) fn ensure(&self, activation: u64, region: &Region, frontend: &Backend) -> Mapping {
         let mut tried = self.tried.lock().unwrap_or_else(PoisonError::into_inner);
-        let activation = self.activation();
         match &*tried {
             Some(last) if last.activation == activation => {
                 return if last.mapped { Mapping::Kept } else { Mapping::Refused(None) };

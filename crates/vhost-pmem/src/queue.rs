@@ -16,6 +16,12 @@ pub(crate) type Memory = GuestMemoryAtomic<GuestMemoryMmap>;
 /// The queue's vring.
 pub(crate) type Vring = VringMutex<Memory>;
 
+/// Whether the frontend has the queue run.
+pub(crate) fn is_running(vring: &Vring) -> bool {
+    let state = vring.get_ref();
+    state.get_queue().ready() && state.is_enabled()
+}
+
 /// Takes the requests that are available now, at most a queue full: a guest that keeps adding
 /// requests can't keep a batch from being fixed. None from a queue that is stopped.
 pub(crate) fn take(vring: &Vring, memory: &Memory) -> Result<Vec<Request>, QueueError> {
