@@ -29,7 +29,11 @@ pub(crate) struct Guest {
 impl Guest {
     /// Starts a daemon with `args`, and has its window mapped.
     pub(crate) fn start(args: &[&OsStr]) -> Result<Self> {
-        let daemon = Daemon::start(DAEMON, args)?;
+        Self::attach(start(args)?)
+    }
+
+    /// Has a daemon's window mapped.
+    pub(crate) fn attach(daemon: Daemon) -> Result<Self> {
         // The driver is called after every flush, and needn't spin to see its end.
         let abilities = Abilities { event_idx: false, ..Abilities::default() };
         let mut guest = Self { vmm: Vmm::start(daemon.socket(), abilities), daemon };
@@ -68,6 +72,11 @@ impl Guest {
         act(maps.first().context("nothing is mapped")?.region.as_volatile_slice())
     }
 
+    /// Stores at `offset` of the device, whatever is mapped there.
+    pub(crate) fn store(&self, offset: u64, bytes: &[u8]) {
+        self.vmm.store(offset, bytes);
+    }
+
     /// Sends a flush and sleeps until it is answered, as a guest does; how long that took.
     pub(crate) fn flush(&mut self) -> Result<Duration> {
         let call = duplicate(&self.driver().call);
@@ -87,6 +96,11 @@ impl Guest {
         ensure!(driver.status(0) == 0, "a flush failed:\n{}", self.daemon.log());
         Ok(took)
     }
+}
+
+/// Starts a daemon with `args`.
+pub(crate) fn start(args: &[&OsStr]) -> Result<Daemon> {
+    Daemon::start(DAEMON, args)
 }
 
 /// Loads a page.

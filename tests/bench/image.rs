@@ -24,12 +24,21 @@ pub(crate) struct Image {
 impl Image {
     /// Writes one of `mib` to the disk.
     pub(crate) fn create(dir: &Path, name: &str, mib: usize) -> Result<Self> {
+        Self::write(dir, name, mib, 1 << 20)
+    }
+
+    /// The same, and leaves it in the page cache in folios of one page each: as large as the writes.
+    pub(crate) fn create_singly(dir: &Path, name: &str, mib: usize) -> Result<Self> {
+        Self::write(dir, name, mib, PAGE)
+    }
+
+    fn write(dir: &Path, name: &str, mib: usize, at_once: usize) -> Result<Self> {
         let path = dir.join(name);
         let mut options = File::options();
         let options = options.read(true).write(true).create(true).truncate(true);
         let file = options.open(&path).with_context(|| path.display().to_string())?;
         let pages = (mib << 20) / PAGE;
-        let mut writer = BufWriter::with_capacity(1 << 20, &file);
+        let mut writer = BufWriter::with_capacity(at_once, &file);
         for at in 0..pages {
             writer.write_all(&page(at))?;
         }

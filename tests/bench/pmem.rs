@@ -44,14 +44,19 @@ impl Pmem {
             How::Served => &["--window", "served"],
         };
         let file = ["--file".as_ref(), image.path().as_os_str()];
-        let mut guest = Guest::start(
+        let guest = Guest::start(
             &file.into_iter().chain(how.iter().map(AsRef::as_ref)).collect::<Vec<_>>(),
         )?;
         guest.with(|memory| {
             (0..image.pages()).try_for_each(|at| crate::guest::load(&memory, at).map(drop))
         })?;
+        Ok(Self::new(guest))
+    }
+
+    /// Of a guest that is there.
+    pub(crate) fn new(mut guest: Guest) -> Self {
         let calls = Calls::new(guest.driver());
-        Ok(Self { guest, calls, sent: VecDeque::new(), unpublished: false })
+        Self { guest, calls, sent: VecDeque::new(), unpublished: false }
     }
 
     pub(crate) fn end(self) -> Result<()> {

@@ -9,7 +9,9 @@
 #[allow(dead_code, reason = "the tests use all of it")]
 #[path = "../frontend/driver.rs"]
 mod driver;
+#[allow(dead_code, reason = "the benchmark of scale uses all of it")]
 mod guest;
+#[allow(dead_code, reason = "the benchmark of scale uses all of it")]
 mod image;
 mod kernel;
 mod machine;

@@ -8,7 +8,7 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use vm_memory::{Bytes, GuestAddress, GuestMemoryMmap};
-use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
+use vmm_sys_util::eventfd::{EFD_CLOEXEC, EFD_NONBLOCK, EventFd};
 
 pub(crate) const QUEUE_SIZE: u16 = 128;
 pub(crate) const RAM: u64 = 0x10_0000;
@@ -42,7 +42,7 @@ pub(crate) struct Driver {
 
 impl Driver {
     pub(crate) fn new(memory: GuestMemoryMmap, event_idx: bool) -> Self {
-        let eventfd = || EventFd::new(EFD_NONBLOCK).unwrap();
+        let eventfd = || EventFd::new(EFD_NONBLOCK | EFD_CLOEXEC).unwrap();
         let driver = Self {
             memory,
             kick: eventfd(),

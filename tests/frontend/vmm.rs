@@ -12,7 +12,7 @@ use std::sync::{Arc, Mutex};
 use std::thread::{self, JoinHandle};
 use std::time::Duration;
 
-use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use rustix::event::{PollFd, PollFlags, poll};
 use rustix::fs::MemfdFlags;
 use vhost::vhost_user::message::{
     VhostUserConfigFlags, VhostUserHeaderFlag, VhostUserMMap,
@@ -27,6 +27,7 @@ use virtio_bindings::bindings::virtio_ring::VIRTIO_RING_F_EVENT_IDX;
 use vm_memory::{
     FileOffset, GuestAddress, GuestMemoryMmap, GuestRegionMmap, MmapRegion, VolatileMemory,
 };
+use vmm_sys_util::eventfd::{EFD_CLOEXEC, EFD_NONBLOCK, EventFd};
 
 use crate::driver::{AVAIL, DESC, Driver, QUEUE_SIZE, RAM, RAM_SIZE, USED};
 
@@ -34,6 +35,9 @@ use crate::driver::{AVAIL, DESC, Driver, QUEUE_SIZE, RAM, RAM_SIZE, USED};
 const USER_RAM: u64 = 0x7000_0000_0000;
 /// Where a PCI BAR would show the shared memory region to the guest.
 const BAR: u64 = 0x40_0000_0000;
+
+/// What a memory table may have without VHOST_USER_PROTOCOL_F_CONFIGURE_MEM_SLOTS.
+const MEMORY_REGIONS_MAX: usize = 8;
 
 pub(crate) const SHMEM_REGION: u64 = 1;
 
@@ -136,7 +140,10 @@ impl Mapper {
             mmap_offset: map.file_offset,
             mmap_handle: map.file.as_raw_fd(),
         }));
-        frontend.set_mem_table(&table).unwrap();
+        // QEMU has no more either for a device that doesn't say that it takes them, and maps on.
+        if table.len() <= MEMORY_REGIONS_MAX {
+            frontend.set_mem_table(&table).unwrap();
+        }
     }
 }
 
@@ -149,21 +156,27 @@ pub(crate) fn duplicate(fd: &dyn AsRawFd) -> OwnedFd {
 
 /// Answers map requests in a thread of its own, until it is dropped.
 struct MapThread {
-    stop: Arc<AtomicBool>,
+    stop: EventFd,
     thread: Option<JoinHandle<()>>,
 }
 
 impl MapThread {
     fn spawn(mut handler: FrontendReqHandler<Mapper>) -> Self {
-        let stop = Arc::new(AtomicBool::new(false));
-        let stopped = Arc::clone(&stop);
+        let stop = EventFd::new(EFD_NONBLOCK | EFD_CLOEXEC).unwrap();
+        let stopped = stop.try_clone().unwrap();
         let thread = thread::spawn(move || {
-            while !stopped.load(Ordering::SeqCst) {
-                let tick = Timespec { tv_sec: 0, tv_nsec: 20_000_000 };
-                let fd = duplicate(&handler);
-                if poll(&mut [PollFd::new(&fd, PollFlags::IN)], Some(&tick)).unwrap() > 0 {
-                    // A refusal comes back here as an error, too.
-                    let _ = handler.handle_request();
+            let fds = [duplicate(&stopped), duplicate(&handler)];
+            // A tick would disturb what is measured with many VMMs.
+            while stopped.read().is_err() {
+                let mut fds = fds.each_ref().map(|fd| PollFd::new(fd, PollFlags::IN));
+                poll(&mut fds, None).unwrap();
+                let request = fds[1].revents();
+                // A refusal comes back here as an error, too.
+                if !request.is_empty()
+                    && handler.handle_request().is_err()
+                    && request.contains(PollFlags::HUP)
+                {
+                    break;
                 }
             }
         });
@@ -173,7 +186,7 @@ impl MapThread {
 
 impl Drop for MapThread {
     fn drop(&mut self) {
-        self.stop.store(true, Ordering::SeqCst);
+        self.stop.write(1).unwrap();
         let result = self.thread.take().unwrap().join();
         assert!(result.is_ok() || thread::panicking(), "the VMM's map thread panicked");
     }
