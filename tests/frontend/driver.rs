@@ -121,6 +121,11 @@ impl Driver {
         self.kick.write(1).unwrap();
     }
 
+    /// Tells the device whether to call.
+    pub(crate) fn want_calls(&self, wanted: bool) {
+        self.write(AVAIL, u16::from(!wanted));
+    }
+
     /// How many answers there are that weren't taken.
     pub(crate) fn answers(&self) -> u16 {
         self.read(USED + 2).wrapping_sub(self.used)

@@ -125,6 +125,28 @@ fn batch_is_synced_once_and_answered_whole() {
     assert_eq!(control.syncs(), before + 1);
 }
 
+#[test]
+fn driver_that_wants_no_call_gets_none() {
+    let server = Server::files(&[SIZE]);
+    let abilities = Abilities { event_idx: false, ..Abilities::default() };
+    let mut vmm = Vmm::start(&server.socket(), abilities);
+    for (slot, wanted) in [(1, false), (2, true)] {
+        vmm.driver.want_calls(wanted);
+        vmm.driver.add_flush(slot);
+        vmm.driver.publish();
+        while u64::from(vmm.driver.answers()) < slot {
+            std::thread::yield_now();
+        }
+    }
+    // The one for the second, which comes behind its answer.
+    let calls = loop {
+        if let Ok(calls) = vmm.driver.call.read() {
+            break calls;
+        }
+    };
+    assert_eq!(calls, 1);
+}
+
 /// A flush that was taken, and whose sync doesn't end before it is released.
 fn flush_held() -> (Server, Arc<Control>, Vmm) {
     let (server, control) = Server::controlled(SIZE);

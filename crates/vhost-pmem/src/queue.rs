@@ -5,8 +5,9 @@
 use std::sync::atomic::Ordering;
 
 use vhost_user_backend::{VringMutex, VringT};
-use virtio_queue::{Error as QueueError, QueueOwnedT, QueueT};
-use vm_memory::{GuestAddressSpace, GuestMemoryAtomic, GuestMemoryMmap};
+use virtio_bindings::bindings::virtio_ring::VRING_AVAIL_F_NO_INTERRUPT;
+use virtio_queue::{Error as QueueError, Queue, QueueOwnedT, QueueT};
+use vm_memory::{Bytes, GuestAddress, GuestAddressSpace, GuestMemoryAtomic, GuestMemoryMmap};
 
 use crate::request::Request;
 use crate::spec::Status;
@@ -67,9 +68,19 @@ pub(crate) fn complete(
         // A head that isn't in the table can't be returned; those behind it can.
         result = result.and(state.add_used(request.head(), len));
     }
-    if state.needs_notification()? {
+    // In this order: the first one sees to it that the answers are there before the flag is read.
+    if state.needs_notification()? && !wants_no_call(state.get_queue(), &memory) {
         // A call eventfd that can't be written is the frontend's loss.
         let _ = state.signal_used_queue();
     }
     result
+}
+
+/// Whether a driver without EVENT_IDX looks for answers by itself: virtio 2.7.7.2, which virtio-queue
+/// 0.18 leaves to us.
+fn wants_no_call(queue: &Queue, memory: &GuestMemoryMmap) -> bool {
+    let flags = || memory.load(GuestAddress(queue.avail_ring()), Ordering::Relaxed);
+    !queue.event_idx_enabled()
+        && flags()
+            .is_ok_and(|flags| u32::from(u16::from_le(flags)) & VRING_AVAIL_F_NO_INTERRUPT != 0)
 }
