@@ -19,6 +19,7 @@ mod image;
 mod kernel;
 mod machine;
 mod pmem;
+mod polling;
 mod process;
 mod storage_daemon;
 mod syncer;
@@ -69,6 +70,9 @@ struct Cli {
     /// How often each has its turn
     #[arg(long, default_value_t = 7)]
     rounds: usize,
+    /// Only what polling saves
+    #[arg(long)]
+    polling: bool,
     /// Only this: sync the file for each byte of standard input
     #[arg(long, hide = true)]
     syncer: Option<PathBuf>,
@@ -78,7 +82,7 @@ struct Cli {
 }
 
 fn main() -> Result<()> {
-    let Cli { rounds, syncer, bench } = Cli::parse();
+    let Cli { rounds, polling, syncer, bench } = Cli::parse();
     if let Some(file) = syncer {
         return syncer::serve(&file);
     }
@@ -91,15 +95,20 @@ fn main() -> Result<()> {
     let image = |name| Image::create(&dir, name, mib);
     let ours = [image("pmem.img")?, image("prefetched.img")?, image("served.img")?];
     let peers = [image("blk.img")?, image("direct.img")?];
+    let single = |name| Image::create_singly(&dir, name, mib);
+    let polled = [single("polled.img")?, single("other.img")?];
     let mut tally = Tally::default();
     println!("\nFlushes: files of {mib} MiB, {rounds} rounds\n");
     for round in 0..rounds {
-        measure(&ours, &peers, round, turn, &mut tally)?;
+        if !polling {
+            measure(&ours, &peers, round, turn, &mut tally)?;
+        }
+        polling::measure(&polled, 2 * turn, &mut tally)?;
     }
     let targets = targets::compare(&tally);
     println!("{tally}\n");
     targets.iter().for_each(|target| println!("{target}"));
-    if !bench {
+    if !bench || polling {
         return Ok(());
     }
     let path = dir.join("flushes.json");

@@ -32,6 +32,8 @@ pub(crate) struct Pmem {
     sent: VecDeque<(u16, usize)>,
     /// Whether there are some that it wasn't told of.
     unpublished: bool,
+    /// Whether the driver looks for answers without sleeping.
+    polls: bool,
 }
 
 impl Pmem {
@@ -56,7 +58,13 @@ impl Pmem {
     /// Of a guest that is there.
     pub(crate) fn new(mut guest: Guest) -> Self {
         let calls = Calls::new(guest.driver());
-        Self { guest, calls, sent: VecDeque::new(), unpublished: false }
+        Self { guest, calls, sent: VecDeque::new(), unpublished: false, polls: false }
+    }
+
+    /// Has the driver look for answers, and want no calls; or sleep until it is called.
+    pub(crate) fn set_polls(&mut self, polls: bool) {
+        self.polls = polls;
+        self.guest.driver().want_calls(!polls);
     }
 
     pub(crate) fn end(self) -> Result<()> {
@@ -150,6 +158,9 @@ impl Device for Pmem {
     }
 
     fn wait(&mut self) -> Result<()> {
+        while self.polls && self.guest.driver().answers() == 0 {
+            std::hint::spin_loop();
+        }
         self.calls.wait(self.guest.driver())
     }
 

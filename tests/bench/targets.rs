@@ -7,6 +7,7 @@ use std::fmt;
 use serde::Serialize;
 
 use crate::changes::{MOST, Order};
+use crate::polling;
 use crate::tally::Tally;
 use crate::{BARE, OURS, PEER, PREFETCHED, SERVED};
 
@@ -26,9 +27,14 @@ pub(crate) fn compare(tally: &Tally) -> Vec<Target> {
     let added = orders()
         .flat_map(|order| [order.to_owned(), format!("{order}, --prefetch")])
         .filter_map(|what| added(tally, &what));
+    let polled = Order::ALL.into_iter().filter_map(|order| {
+        let value = tally.added(&polling::name(order), polling::BOTH, BARE)?;
+        let what = format!("{}: µs that are added to fdatasync, both polling, p50", order.name());
+        Some(Target { what, value, at_most: Some(5.0), at_least: None, met: value <= 5.0 })
+    });
     let ours = [OURS, PREFETCHED, SERVED];
     let rates = ours.into_iter().flat_map(|who| orders().map(move |order| (who, order)));
-    added.chain(rates.flat_map(|(who, order)| rates_of(tally, who, order))).collect()
+    added.chain(polled).chain(rates.flat_map(|(who, order)| rates_of(tally, who, order))).collect()
 }
 
 fn added(tally: &Tally, what: &str) -> Option<Target> {
