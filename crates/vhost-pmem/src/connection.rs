@@ -34,6 +34,9 @@ use crate::spec::Config;
 /// holds.
 const QUEUE_SIZE_MAX: usize = 256;
 
+/// How often to look for requests before others may run, which takes longer than a look.
+const LOOKS: u32 = 32;
+
 /// The queue thread's event for a store that is to go; the numbers below are the library's.
 pub(crate) const REVOKED: u64 = 2;
 
@@ -202,10 +205,14 @@ impl Connection {
         let patience = self.polling.patience();
         let began = Instant::now();
         while began.elapsed() < patience && !self.closed.load(Ordering::SeqCst) {
-            if queue::has_requests(vring, &self.memory)? {
-                return Ok(true);
+            for _ in 0..LOOKS {
+                if queue::has_requests(vring, &self.memory)? {
+                    return Ok(true);
+                }
+                std::hint::spin_loop();
             }
-            std::hint::spin_loop();
+            // Whoever is to run on this processor may be the one who is to bring the request.
+            std::thread::yield_now();
         }
         Ok(false)
     }
