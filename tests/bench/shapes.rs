@@ -97,12 +97,15 @@ impl Shape {
         sample.cpu = process::cpu(pid)? - cpu;
         Ok(sample)
     }
+}
 
-    fn end(self, footprints: &mut Footprints) -> Result<()> {
-        let pid = self.guest.daemon().pid();
-        footprints.add(&self.what, Footprint::of(pid, self.began)?);
-        self.guest.end()
+/// Takes note of what all take, before the first one ends: they share the executable.
+fn end(shapes: Vec<Shape>, footprints: &mut Footprints) -> Result<()> {
+    for shape in &shapes {
+        let pid = shape.guest.daemon().pid();
+        footprints.add(&shape.what, Footprint::of(pid, shape.began)?);
     }
+    shapes.into_iter().try_for_each(|shape| shape.guest.end())
 }
 
 /// Regions of files that are sparse.
@@ -128,7 +131,7 @@ pub(crate) fn sizes(
         }
     }
     turns(&mut shapes, |_| 1, time, tally)?;
-    shapes.into_iter().try_for_each(|shape| shape.end(footprints))?;
+    end(shapes, footprints)?;
     Ok(paths.iter().try_for_each(fs::remove_file)?)
 }
 
@@ -180,7 +183,7 @@ pub(crate) fn extents(
     let mut shapes = joined.iter().map(Joined::start).collect::<Result<Vec<_>>>()?;
     turns(&mut shapes, |_| 1, time, tally)?;
     turns(&mut shapes, |shape| shape.files.len() as u64, time, tally)?;
-    shapes.into_iter().try_for_each(|shape| shape.end(footprints))
+    end(shapes, footprints)
 }
 
 /// Has all take turns, each with a dirty page in so many parts.

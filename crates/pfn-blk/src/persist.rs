@@ -6,6 +6,7 @@ use std::fmt;
 use std::io;
 use std::panic::resume_unwind;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::thread;
 
 use thiserror::Error;
@@ -94,21 +95,35 @@ impl<'a> SyncSet<'a> {
     }
 }
 
-/// Does something with each of `parts` at once, as each waits for a disk of its own.
+/// How many syncs are under way at once. A thread takes longer to begin than a sync of what is clean.
+const AT_ONCE: usize = 8;
+
+/// Does something with each of `parts`, with some at once, as each may wait for a disk of its own.
 pub(crate) fn at_once<T: Sync, R: Send>(parts: &[T], act: impl Fn(&T) -> R + Sync) -> Vec<R> {
-    let Some((first, others)) = parts.split_first() else { return Vec::new() };
-    let act = &act;
-    thread::scope(|scope| {
-        let begin = |part| thread::Builder::new().spawn_scoped(scope, move || act(part));
-        let begun: Vec<_> = others.iter().map(|part| (part, begin(part))).collect();
-        let mut results = vec![act(first)];
-        results.extend(begun.into_iter().map(|(part, thread)| match thread {
-            Ok(thread) => thread.join().unwrap_or_else(|panic| resume_unwind(panic)),
-            // No thread to be had.
-            Err(_) => act(part),
-        }));
+    let next = AtomicUsize::new(0);
+    let take = || {
+        let mut results = Vec::new();
+        while let Some((at, part)) = numbered(parts, next.fetch_add(1, Ordering::Relaxed)) {
+            results.push((at, act(part)));
+        }
         results
-    })
+    };
+    let mut results = thread::scope(|scope| {
+        let begin = |_| thread::Builder::new().spawn_scoped(scope, take).ok();
+        // Where there is no thread to be had the others do more.
+        let begun: Vec<_> = (1..parts.len().min(AT_ONCE)).filter_map(begin).collect();
+        let mut results = take();
+        for thread in begun {
+            results.extend(thread.join().unwrap_or_else(|panic| resume_unwind(panic)));
+        }
+        results
+    });
+    results.sort_unstable_by_key(|(at, _)| *at);
+    results.into_iter().map(|(_, result)| result).collect()
+}
+
+fn numbered<T>(parts: &[T], at: usize) -> Option<(usize, &T)> {
+    Some((at, parts.get(at)?))
 }
 
 /// Makes all pages of `target` durable.
