@@ -180,6 +180,19 @@ fn store_that_is_disabled_is_taken_from_the_guest() {
 }
 
 #[test]
+fn store_that_is_disabled_is_taken_from_a_queue_that_never_rests() {
+    let (server, mut space, pfn) = Server::disposable_polling(SIZE, Duration::from_secs(36_000));
+    let mut vmm = Vmm::start(&server.socket(), Abilities::default());
+    for _ in 0..3 {
+        assert_eq!(vmm.driver.flush(), 0);
+    }
+    // From now on it looks for requests for more than an hour.
+    space.disable(pfn, Duration::from_secs(20)).unwrap();
+    assert!(vmm.mapper.maps.lock().unwrap().is_empty(), "the guest still has the pages");
+    assert_eq!(vmm.driver.flush(), -1);
+}
+
+#[test]
 fn store_that_the_frontend_keeps_is_not_gone() {
     let (server, mut space, pfn) = Server::disposable(SIZE);
     let mut vmm = Vmm::start(&server.socket(), Abilities::default());

@@ -8,6 +8,7 @@ mod driver;
 mod failing;
 mod fleet;
 mod handshake;
+mod hostile;
 mod limit;
 #[path = "../guest/loop_device.rs"]
 mod loop_device;

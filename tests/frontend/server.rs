@@ -7,6 +7,7 @@ use std::os::unix::net::UnixListener;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::thread;
+use std::time::Duration;
 
 use pfn_blk::{MemoryStore, NrPages, Pfn, PfnSpace, Region, StoreSet, Target, table};
 use tempfile::TempDir;
@@ -68,11 +69,16 @@ impl Server {
 
     /// Serves memory, and returns what disables it: its space and a pfn.
     pub(crate) fn disposable(size: u64) -> (Self, PfnSpace, Pfn) {
+        Self::disposable_polling(size, Duration::ZERO)
+    }
+
+    /// The same, of a device that looks for requests before it sleeps.
+    pub(crate) fn disposable_polling(size: u64, most: Duration) -> (Self, PfnSpace, Pfn) {
         let store = MemoryStore::new("disposable", NrPages::try_from_bytes(size).unwrap()).unwrap();
         let mut space = PfnSpace::new();
         let pagemap = space.add(Box::new(store)).unwrap();
         let pfn = pagemap.pfns().start();
-        (Self::new(tempfile::tempdir().unwrap(), pagemap), space, pfn)
+        (Self::serve(tempfile::tempdir().unwrap(), device(pagemap).with_polling(most)), space, pfn)
     }
 
     pub(crate) fn socket(&self) -> PathBuf {

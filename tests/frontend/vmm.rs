@@ -261,10 +261,15 @@ impl Vmm {
 
     /// The driver sets itself up, with an empty queue.
     pub(crate) fn activate(&mut self) {
+        self.prepare();
+        self.start_queue(0);
+    }
+
+    /// The driver sets itself up, and has no queue yet.
+    pub(crate) fn prepare(&mut self) {
         self.driver = Driver::new(self.memory.clone(), self.abilities.event_idx);
         self.frontend.set_features(self.driver_features()).unwrap();
         self.share_memory();
-        self.start_queue(0);
     }
 
     pub(crate) fn share_memory(&self) {
@@ -273,6 +278,17 @@ impl Vmm {
 
     /// Starts the queue at an available index.
     pub(crate) fn start_queue(&mut self, base: u16) {
+        let kick = self.driver.kick.try_clone().unwrap();
+        self.try_start_queue(base, AVAIL, &kick).unwrap();
+    }
+
+    /// Starts the queue at an available index of a ring, with a kick of another's making.
+    pub(crate) fn try_start_queue(
+        &mut self,
+        base: u16,
+        available: u64,
+        kick: &EventFd,
+    ) -> Result<(), vhost::Error> {
         let user = |gpa: u64| gpa - RAM + USER_RAM;
         let addresses = VringConfigData {
             queue_max_size: QUEUE_SIZE,
@@ -280,15 +296,20 @@ impl Vmm {
             flags: 0,
             desc_table_addr: user(DESC),
             used_ring_addr: user(USED),
-            avail_ring_addr: user(AVAIL),
+            avail_ring_addr: user(available),
             log_addr: None,
         };
-        self.frontend.set_vring_num(0, QUEUE_SIZE).unwrap();
-        self.frontend.set_vring_base(0, base).unwrap();
-        self.frontend.set_vring_addr(0, &addresses).unwrap();
-        self.frontend.set_vring_kick(0, &self.driver.kick).unwrap();
-        self.frontend.set_vring_call(0, &self.driver.call).unwrap();
-        self.frontend.set_vring_enable(0, true).unwrap();
+        self.frontend.set_vring_num(0, QUEUE_SIZE)?;
+        self.frontend.set_vring_base(0, base)?;
+        self.frontend.set_vring_addr(0, &addresses)?;
+        self.frontend.set_vring_kick(0, kick)?;
+        self.frontend.set_vring_call(0, &self.driver.call)?;
+        self.frontend.set_vring_enable(0, true)
+    }
+
+    /// Takes the memory away that was shared.
+    pub(crate) fn shrink_memory(&self) {
+        self.mapper.ram.lock().unwrap().as_ref().unwrap().set_len(0).unwrap();
     }
 
     /// Stops the queue, and returns where.

@@ -10,25 +10,28 @@
 use std::io;
 use std::os::fd::RawFd;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::{Duration, Instant};
 
 use tracing::warn;
 use vhost::vhost_user::Backend;
 use vhost::vhost_user::message::{VhostUserProtocolFeatures, VhostUserShMemConfig};
-use vhost_user_backend::VhostUserBackend;
+use vhost_user_backend::{ShutdownHandle, VhostUserBackend};
 use virtio_queue::Error as QueueError;
 use vm_memory::GuestAddressSpace;
 use vmm_sys_util::epoll::EventSet;
 use vmm_sys_util::event::{EventConsumer, EventNotifier};
 
+use crate::channel::Channel;
 use crate::device::Device;
 use crate::exit_event::ExitEvent;
+use crate::guest_memory::GuestMemory;
 use crate::mapping::{MapState, Mapping};
 use crate::negotiation::{Negotiation, PROTOCOL_FEATURES, Refusal};
 use crate::poll::Polling;
-use crate::queue::{self, Memory, Vring};
+use crate::queue;
 use crate::spec::Config;
+use crate::vring::{LibraryMemory, Vring};
 
 /// Linux has at most one flush a device in flight since 2026, older kernels as many as the queue
 /// holds.
@@ -42,30 +45,41 @@ pub(crate) const REVOKED: u64 = 2;
 
 pub(crate) struct Connection {
     device: Arc<Device>,
-    memory: Memory,
+    memory: GuestMemory,
     negotiation: Mutex<Negotiation>,
     mapping: MapState,
     refused: Mutex<Option<Refusal>>,
     exit: ExitEvent,
-    closed: AtomicBool,
+    closed: Arc<AtomicBool>,
+    /// Present once the frontend is connected.
+    hang_up: OnceLock<ShutdownHandle>,
     polling: Polling,
     /// What the queue thread sleeps on until its next turn; notified when there is no need to.
     turn: (Mutex<()>, Condvar),
 }
 
 impl Connection {
-    pub(crate) fn new(device: Arc<Device>, memory: Memory) -> io::Result<Self> {
+    pub(crate) fn new(device: Arc<Device>) -> io::Result<Self> {
         Ok(Self {
             polling: Polling::new(device.polling()),
             device,
-            memory,
+            memory: GuestMemory::default(),
             negotiation: Mutex::default(),
             mapping: MapState::new()?,
             refused: Mutex::default(),
             exit: ExitEvent::new()?,
-            closed: AtomicBool::new(false),
+            closed: Arc::default(),
+            hang_up: OnceLock::new(),
             turn: Default::default(),
         })
+    }
+
+    /// What to hang up with, should the frontend prove unbearable.
+    pub(crate) fn set_hang_up(&self, handle: Option<ShutdownHandle>) {
+        if let Some(handle) = handle {
+            // There is one connection, so it is set once.
+            let _ = self.hang_up.set(handle);
+        }
     }
 
     /// Lets the queue thread go, also from a guest that keeps it busy.
@@ -119,6 +133,8 @@ impl Connection {
                 return false;
             }
         };
+        let frontend =
+            Channel { frontend, closed: Arc::clone(&self.closed), waiting: self.device.asked() };
         match self.mapping.ensure(activation, self.device.region(), &frontend) {
             Mapping::Kept => true,
             Mapping::Made(took) => {
@@ -137,9 +153,21 @@ impl Connection {
         }
     }
 
+    /// The frontend has taken memory away that it had given us.
+    fn drop_frontend(&self) {
+        self.close();
+        warn!("frontend dropped: it shrank the file that is its guest's memory");
+        if let Some(handle) = self.hang_up.get() {
+            handle.shutdown();
+        }
+    }
+
     /// Answers what is in the queue, batch by batch, until it is empty.
     fn serve(&self, vring: &Vring) -> Result<(), QueueError> {
         while !self.closed.load(Ordering::SeqCst) {
+            if self.mapping.is_revoked() {
+                self.take_back();
+            }
             let activation = self.mapping.activation();
             // In this order: who stops it does that first, and then forgets the activation.
             if !queue::is_running(vring) {
@@ -147,7 +175,7 @@ impl Connection {
             }
             let mapped = self.map(activation);
             if let Some(limit) = self.device.limit() {
-                if queue::has_requests(vring, &self.memory)? {
+                if queue::has_requests(vring, &self.memory.table())? {
                     self.sleep(limit.wait(), activation);
                 }
             }
@@ -157,10 +185,14 @@ impl Connection {
                 // mapped yet. A reset from here on waits until this batch is answered.
                 continue;
             }
-            let batch = queue::take(vring, &self.memory)?;
+            let memory = self.memory.table();
+            if memory.is_broken() {
+                break;
+            }
+            let batch = queue::take(vring, &memory)?;
             if batch.is_empty() {
                 drop(answering);
-                if self.come_soon(vring)? || queue::wait_for_kick(vring)? {
+                if self.come_soon(vring)? || queue::wait_for_kick(vring, &memory)? {
                     continue;
                 }
                 break;
@@ -173,7 +205,7 @@ impl Connection {
             let answers = batch.into_iter().zip(statuses);
             // Whoever else is in the queue is still to be served, and the driver to be told to
             // kick again.
-            if let Err(error) = queue::complete(vring, &self.memory, answers) {
+            if let Err(error) = queue::complete(vring, &self.memory.table(), answers) {
                 self.device.warn_throttled("request can't be answered", &error);
             }
             self.polling.answered();
@@ -204,9 +236,11 @@ impl Connection {
     fn come_soon(&self, vring: &Vring) -> Result<bool, QueueError> {
         let patience = self.polling.patience();
         let began = Instant::now();
-        while began.elapsed() < patience && !self.closed.load(Ordering::SeqCst) {
+        let is_wanted = || self.closed.load(Ordering::SeqCst) || self.mapping.is_revoked();
+        while began.elapsed() < patience && !is_wanted() {
+            let memory = self.memory.table();
             for _ in 0..LOOKS {
-                if queue::has_requests(vring, &self.memory)? {
+                if queue::has_requests(vring, &memory)? {
                     return Ok(true);
                 }
                 std::hint::spin_loop();
@@ -262,9 +296,10 @@ impl VhostUserBackend for Connection {
         bytes.unwrap_or_default()
     }
 
-    fn update_memory(&self, _memory: Memory) -> io::Result<()> {
-        // `self.memory` is the one that was updated.
-        self.device.cover_own_file(&self.memory.memory())
+    fn update_memory(&self, memory: LibraryMemory) -> io::Result<()> {
+        let memory = memory.memory();
+        self.device.cover_own_file(&memory)?;
+        self.memory.replace((*memory).clone())
     }
 
     fn set_backend_req_fd(&self, frontend: Backend) {
@@ -304,6 +339,9 @@ impl VhostUserBackend for Connection {
             if let Err(error) = self.serve(vring) {
                 self.device.warn_throttled("queue unusable", &error);
             }
+        }
+        if self.memory.table().is_broken() {
+            self.drop_frontend();
         }
         Ok(())
     }

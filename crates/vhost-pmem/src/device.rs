@@ -6,8 +6,8 @@ use std::error::Error;
 use std::io;
 use std::num::{NonZeroU32, NonZeroU64};
 use std::path::{Path, PathBuf};
-use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use pfn_blk::{Extent, Pagemap, PersistError, Region};
@@ -32,6 +32,8 @@ pub struct Device {
     region: Region,
     window: Window,
     connected: AtomicBool,
+    /// How many requests of ours frontends have not answered.
+    asked: Arc<AtomicUsize>,
     polling: Duration,
     limit: Option<Limit>,
     /// Held by whoever has taken requests and not answered all of them yet.
@@ -74,6 +76,7 @@ impl Device {
             publication: Mutex::new(publication),
             layers,
             connected: AtomicBool::new(false),
+            asked: Arc::default(),
             polling: Duration::ZERO,
             limit: None,
             region,
@@ -103,6 +106,10 @@ impl Device {
 
     pub(crate) fn polling(&self) -> Duration {
         self.polling
+    }
+
+    pub(crate) fn asked(&self) -> Arc<AtomicUsize> {
+        Arc::clone(&self.asked)
     }
 
     /// What frontends map.

@@ -32,14 +32,20 @@
 //! | `limit` | how often the disks may be synced |
 //! | `poll` | looking for requests before sleeping |
 //! | `mapping` | mapping one, and taking it back |
+//! | `channel` | asking the frontend to |
+//! | `vring` | a queue with fds that a frontend gave |
+//! | `guest_memory` | the memory that a frontend gave |
+//! | `sigbus` | what happens when it takes it away |
 //! | `negotiation` | what frontend and guest can do |
 //! | `device` | region and flush, no vhost-user |
 //! | `connection` | vhost-user requests and queue events of one frontend |
 //! | `server` | one frontend after another |
 
+mod channel;
 mod connection;
 mod device;
 mod exit_event;
+mod guest_memory;
 mod limit;
 mod mapping;
 mod negotiation;
@@ -48,8 +54,10 @@ mod queue;
 mod request;
 mod served;
 mod server;
+mod sigbus;
 pub mod spec;
 mod throttle;
+mod vring;
 mod window;
 
 pub use device::Device;

@@ -4,16 +4,16 @@
 
 use std::io;
 use std::os::fd::{AsRawFd, RawFd};
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use pfn_blk::{Lease, NotDirect, Pgoff, Region, StoreDisabled};
 use thiserror::Error;
 use vhost::vhost_user::message::{VhostUserMMap, VhostUserMMapFlags};
-use vhost::vhost_user::{Backend, VhostUserFrontendReqHandler};
 use vmm_sys_util::eventfd::{EFD_CLOEXEC, EFD_NONBLOCK, EventFd};
 
+use crate::channel::Channel;
 use crate::spec::VIRTIO_PMEM_SHMEM_REGION_ID;
 use crate::window::extents;
 
@@ -59,13 +59,20 @@ pub(crate) struct MapState {
     /// The last activation a mapping was tried in, and how that went. Held while the frontend
     /// maps: no vhost-user request may take it.
     tried: Mutex<Option<Tried>>,
-    /// Written when a store whose pages are mapped is disabled.
-    revoked: Arc<EventFd>,
+    revoked: Arc<Revoked>,
+}
+
+/// Says that a store whose pages are mapped was disabled.
+struct Revoked {
+    /// For a queue's thread that sleeps.
+    event: EventFd,
+    /// For one that a guest keeps busy.
+    flag: AtomicBool,
 }
 
 struct Tried {
     /// Which mapped the pages.
-    frontend: Backend,
+    frontend: Channel,
     activation: u64,
     mapped: bool,
     /// Held for as long as the frontend may have the pages mapped: until they are taken back, to
@@ -75,13 +82,19 @@ struct Tried {
 
 impl MapState {
     pub(crate) fn new() -> io::Result<Self> {
-        let revoked = Arc::new(EventFd::new(EFD_NONBLOCK | EFD_CLOEXEC)?);
+        let event = EventFd::new(EFD_NONBLOCK | EFD_CLOEXEC)?;
+        let revoked = Arc::new(Revoked { event, flag: AtomicBool::new(false) });
         Ok(Self { activation: AtomicU64::new(0), tried: Mutex::new(None), revoked })
     }
 
     /// Readable when [`take_back`](Self::take_back) is to be called.
     pub(crate) fn revoked_event(&self) -> RawFd {
-        self.revoked.as_raw_fd()
+        self.revoked.event.as_raw_fd()
+    }
+
+    /// Whether [`take_back`](Self::take_back) is to be called.
+    pub(crate) fn is_revoked(&self) -> bool {
+        self.revoked.flag.load(Ordering::SeqCst)
     }
 
     /// Which activation this is.
@@ -96,7 +109,7 @@ impl MapState {
 
     /// Has the region mapped, unless this was tried in `activation` already: the one that it was
     /// before the vring was found running. One that ends meanwhile has what is mapped now forgotten.
-    pub(crate) fn ensure(&self, activation: u64, region: &Region, frontend: &Backend) -> Mapping {
+    pub(crate) fn ensure(&self, activation: u64, region: &Region, frontend: &Channel) -> Mapping {
         let mut tried = self.tried.lock().unwrap_or_else(PoisonError::into_inner);
         match &*tried {
             Some(last) if last.activation == activation => {
@@ -110,8 +123,9 @@ impl MapState {
         let result = extents(region).try_for_each(|(start, extent)| {
             let revoked = Arc::clone(&self.revoked);
             let lease = extent?.lease_revocable(move || {
+                revoked.flag.store(true, Ordering::SeqCst);
                 // It can only fail by being full of such writes already.
-                let _ = revoked.write(1);
+                let _ = revoked.event.write(1);
             })?;
             let mapped = map(frontend, start, &lease, may_linger);
             leases.push((start, lease));
@@ -129,7 +143,8 @@ impl MapState {
     /// names of the stores of which the frontend would not let go.
     pub(crate) fn take_back(&self) -> Vec<String> {
         // Whatever it held: all that is to be done is done now.
-        let _ = self.revoked.read();
+        let _ = self.revoked.event.read();
+        self.revoked.flag.store(false, Ordering::SeqCst);
         let mut tried = self.tried.lock().unwrap_or_else(PoisonError::into_inner);
         let Some(tried) = &mut *tried else { return Vec::new() };
         let is_over = tried.activation != self.activation();
@@ -141,7 +156,7 @@ impl MapState {
             }
             tried.mapped = false;
             // After a reset most frontends have nothing to unmap any more, and say so.
-            if tried.frontend.shmem_unmap(&request(start, &lease)).is_err() && !is_over {
+            if tried.frontend.unmap(request(start, &lease)).is_err() && !is_over {
                 kept.push(lease.pagemap().store().name().to_owned());
                 tried.leases.push((start, lease));
             }
@@ -163,20 +178,16 @@ fn request(start: Pgoff, lease: &Lease) -> VhostUserMMap {
 
 /// Maps leased pages at `start`. Crosvm keeps mappings over a reset and refuses to map over them, so
 /// one of ours that `may_linger` there is taken away and made again.
-fn map(frontend: &Backend, start: Pgoff, lease: &Lease, may_linger: bool) -> Result<(), MapError> {
+fn map(frontend: &Channel, start: Pgoff, lease: &Lease, may_linger: bool) -> Result<(), MapError> {
     let request = request(start, lease);
-    let fd = lease.fd();
-    let mut result = frontend.shmem_map(&request, &fd.as_raw_fd());
-    if result.is_err() && may_linger && frontend.shmem_unmap(&request).is_ok() {
-        result = frontend.shmem_map(&request, &fd.as_raw_fd());
+    let mut result = frontend.map(request, lease.fd());
+    if result.is_err() && may_linger && frontend.unmap(request).is_ok() {
+        result = frontend.map(request, lease.fd());
     }
-    match result {
-        Ok(_) => Ok(()),
-        Err(source) => Err(MapError::Refused {
-            offset: start.bytes(),
-            bytes: lease.nr_pages().bytes(),
-            store: lease.pagemap().store().name().to_owned(),
-            source,
-        }),
-    }
+    result.map_err(|source| MapError::Refused {
+        offset: start.bytes(),
+        bytes: lease.nr_pages().bytes(),
+        store: lease.pagemap().store().name().to_owned(),
+        source,
+    })
 }

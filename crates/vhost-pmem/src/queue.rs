@@ -4,18 +4,14 @@
 
 use std::sync::atomic::Ordering;
 
-use vhost_user_backend::{VringMutex, VringT};
+use vhost_user_backend::VringT;
 use virtio_bindings::bindings::virtio_ring::VRING_AVAIL_F_NO_INTERRUPT;
 use virtio_queue::{Error as QueueError, Queue, QueueOwnedT, QueueT};
-use vm_memory::{Bytes, GuestAddress, GuestAddressSpace, GuestMemoryAtomic, GuestMemoryMmap};
+use vm_memory::{Bytes, GuestAddress, GuestMemoryError, GuestMemoryMmap};
 
 use crate::request::Request;
 use crate::spec::Status;
-
-/// Guest memory as the frontend last described it.
-pub(crate) type Memory = GuestMemoryAtomic<GuestMemoryMmap>;
-/// The queue's vring.
-pub(crate) type Vring = VringMutex<Memory>;
+use crate::vring::Vring;
 
 /// Whether the frontend has the queue run.
 pub(crate) fn is_running(vring: &Vring) -> bool {
@@ -25,53 +21,62 @@ pub(crate) fn is_running(vring: &Vring) -> bool {
 
 /// Takes the requests that are available now, at most a queue full: a guest that keeps adding
 /// requests can't keep a batch from being fixed. None from a queue that is stopped.
-pub(crate) fn take(vring: &Vring, memory: &Memory) -> Result<Vec<Request>, QueueError> {
+pub(crate) fn take(vring: &Vring, memory: &GuestMemoryMmap) -> Result<Vec<Request>, QueueError> {
     let mut state = vring.get_mut();
-    if !state.get_queue().ready() {
+    let queue = state.get_queue_mut();
+    if !queue.ready() {
         return Ok(Vec::new());
     }
-    state.disable_notification()?;
-    let queue = state.get_queue_mut();
+    queue.disable_notification(memory)?;
     let limit = queue.size();
-    let chains = queue.iter(memory.memory())?;
-    Ok(chains.take(limit.into()).map(Request::parse).collect())
+    let available = queue.avail_idx(memory, Ordering::Acquire)?.0;
+    let chains = queue.iter(memory)?;
+    let batch: Vec<_> = chains.take(limit.into()).map(Request::parse).collect();
+    if batch.is_empty() && queue.next_avail() != available {
+        // The ring goes on where memory has ended. Whoever tried again would do so for ever.
+        let ring = GuestAddress(queue.avail_ring());
+        return Err(QueueError::GuestMemory(GuestMemoryError::InvalidGuestAddress(ring)));
+    }
+    Ok(batch)
 }
 
 /// Whether there are requests that were not taken. Of a queue that is stopped there are none.
-pub(crate) fn has_requests(vring: &Vring, memory: &Memory) -> Result<bool, QueueError> {
+pub(crate) fn has_requests(vring: &Vring, memory: &GuestMemoryMmap) -> Result<bool, QueueError> {
     let state = vring.get_ref();
     let queue = state.get_queue();
     if !queue.ready() {
         return Ok(false);
     }
-    let available = queue.avail_idx(&*memory.memory(), Ordering::Acquire)?;
+    let available = queue.avail_idx(memory, Ordering::Acquire)?;
     Ok(available.0 != queue.next_avail())
 }
 
 /// Asks the driver to kick again. `true` if requests came meanwhile, for which it won't.
-pub(crate) fn wait_for_kick(vring: &Vring) -> Result<bool, QueueError> {
+pub(crate) fn wait_for_kick(vring: &Vring, memory: &GuestMemoryMmap) -> Result<bool, QueueError> {
     let mut state = vring.get_mut();
-    Ok(state.get_queue().ready() && state.enable_notification()?)
+    let queue = state.get_queue_mut();
+    Ok(queue.ready() && queue.enable_notification(memory)?)
 }
 
 /// Answers a batch and notifies the driver once, if it wants to know.
 pub(crate) fn complete(
     vring: &Vring,
-    memory: &Memory,
+    memory: &GuestMemoryMmap,
     batch: impl IntoIterator<Item = (Request, Status)>,
 ) -> Result<(), QueueError> {
-    let memory = memory.memory();
     let mut state = vring.get_mut();
+    let queue = state.get_queue_mut();
     let mut result = Ok(());
     for (request, status) in batch {
-        let len = request.answer(&*memory, status);
+        let len = request.answer(memory, status);
         // A head that isn't in the table can't be returned; those behind it can.
-        result = result.and(state.add_used(request.head(), len));
+        result = result.and(queue.add_used(memory, request.head(), len));
     }
     // In this order: the first one sees to it that the answers are there before the flag is read.
-    if state.needs_notification()? && !wants_no_call(state.get_queue(), &memory) {
-        // A call eventfd that can't be written is the frontend's loss.
-        let _ = state.signal_used_queue();
+    let is_wanted = queue.needs_notification(memory)? && !wants_no_call(queue, memory);
+    drop(state);
+    if is_wanted {
+        vring.call();
     }
     result
 }

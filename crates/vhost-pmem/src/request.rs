@@ -88,9 +88,12 @@ impl Request {
     }
 
     /// Writes the status and returns how many bytes that were: none where the driver left no
-    /// room for it, or no memory.
+    /// room for it, or not all of it is memory.
     pub(crate) fn answer(&self, memory: &impl GuestMemory, status: Status) -> u32 {
         let Some(addresses) = self.status else { return 0 };
+        if addresses.iter().any(|address| memory.read_obj::<u8>(*address).is_err()) {
+            return 0;
+        }
         for (byte, address) in status.to_le_bytes().into_iter().zip(addresses) {
             if memory.write_obj(byte, address).is_err() {
                 return 0;
@@ -205,7 +208,8 @@ mod tests {
         for status in [(0x5000, 3, WRITE, 0), (MEMORY - 2, 4, WRITE, 0), (u64::MAX, 4, WRITE, 0)] {
             let (request, memory) = parse(&[(0x4000, 4, NEXT, 1), status]);
             assert_eq!(request.kind(), Ok(RequestType::Flush));
-            assert_eq!(request.answer(&memory, Status::Success), 0, "{status:?}");
+            assert_eq!(request.answer(&memory, Status::Failure), 0, "{status:?}");
+            assert_eq!(memory.read_obj::<u16>(GuestAddress(MEMORY - 2)).unwrap(), 0, "{status:?}");
         }
     }
 }

@@ -33,7 +33,7 @@ impl Device {
     pub fn serve_next(self: &Arc<Self>, listener: UnixListener) -> Result<(), ServeError> {
         // The library's errors display, and are no `std::error::Error`s.
         let memory = GuestMemoryAtomic::new(GuestMemoryMmap::new());
-        let connection = Connection::new(Arc::clone(self), memory.clone())
+        let connection = Connection::new(Arc::clone(self))
             .map_err(|error| ServeError::SetUp(error.to_string()))?;
         let connection = Arc::new(connection);
         let mut daemon =
@@ -48,6 +48,7 @@ impl Device {
         daemon
             .start(&mut Listener::from(listener))
             .map_err(|error| ServeError::Accept(error.to_string()))?;
+        connection.set_hang_up(daemon.shutdown_handle());
         self.set_connected(true);
         info!("frontend connected");
         let left = daemon.wait();
