@@ -5,6 +5,7 @@
 
 mod activation;
 mod driver;
+mod endurance;
 mod failing;
 mod fleet;
 mod handshake;
@@ -12,6 +13,8 @@ mod hostile;
 mod limit;
 #[path = "../guest/loop_device.rs"]
 mod loop_device;
+mod message_oracle;
+mod messages;
 mod process;
 mod requests;
 mod served;

@@ -35,10 +35,11 @@ enum Command {
     Bench,
     /// Build a Debian package, with units for systemd, manual pages and completions
     Package,
-    /// Feed what is read from files to a second reader too, and look for inputs that the two don't
-    /// agree on
+    /// Feed what is read from files, guests and frontends to a second reader too, and look for inputs
+    /// that the two don't agree on
     Fuzz {
-        /// One target only: table, the table language; or cow, a snapshot's COW store
+        /// One target only: table, the table language; cow, a snapshot's COW store; queue, the request
+        /// queue; config, the configuration space; or messages, those of a frontend
         target: Option<String>,
         /// How long, for each
         #[arg(long, default_value_t = 60)]

@@ -76,9 +76,12 @@ impl Connection {
 
     /// What to hang up with, should the frontend prove unbearable.
     pub(crate) fn set_hang_up(&self, handle: Option<ShutdownHandle>) {
-        if let Some(handle) = handle {
-            // There is one connection, so it is set once.
-            let _ = self.hang_up.set(handle);
+        let Some(handle) = handle else { return };
+        // There is one connection, so it is set once.
+        let _ = self.hang_up.set(handle);
+        if self.closed.load(Ordering::SeqCst) {
+            // It has proved so already.
+            self.hang_up.get().into_iter().for_each(ShutdownHandle::shutdown);
         }
     }
 
@@ -331,7 +334,10 @@ impl VhostUserBackend for Connection {
         _thread: usize,
     ) -> io::Result<()> {
         if u64::from(event) == REVOKED {
-            self.take_back();
+            // It may be done already, while the queue was served.
+            if self.mapping.is_revoked() {
+                self.take_back();
+            }
             return Ok(());
         }
         for vring in vrings {

@@ -42,6 +42,9 @@
 //! | `server` | one frontend after another |
 
 mod channel;
+#[cfg(test)]
+#[path = "../fuzz/oracles/config_oracle.rs"]
+mod config_oracle;
 mod connection;
 mod device;
 mod exit_event;
@@ -51,6 +54,9 @@ mod mapping;
 mod negotiation;
 mod poll;
 mod queue;
+#[cfg(test)]
+#[path = "../fuzz/oracles/queue_oracle.rs"]
+mod queue_oracle;
 mod request;
 mod served;
 mod server;

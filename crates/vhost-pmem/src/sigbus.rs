@@ -55,7 +55,7 @@ impl Watched {
         let index = index.ok_or_else(|| io::Error::other("too many ranges of guest memory"))?;
         let place = &PLACES[index];
         place.broken.store(false, Ordering::SeqCst);
-        place.start.store(start.addr(), Ordering::SeqCst);
+        place.start.store(start.expose_provenance(), Ordering::SeqCst);
         place.len.store(len, Ordering::SeqCst);
         Ok(Self(index))
     }
