@@ -88,3 +88,38 @@ impl Drop for Waits {
         self.0.fetch_sub(1, Ordering::SeqCst);
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::os::unix::net::UnixStream;
+
+    /// A frontend that has hung up, and the socket it keeps.
+    fn left(waiting: &Arc<AtomicUsize>) -> (Channel, UnixStream) {
+        let (ours, theirs) = UnixStream::pair().unwrap();
+        let frontend = Backend::from_stream(ours);
+        frontend.set_reply_ack_flag(true);
+        frontend.set_shmem_flag(true);
+        let closed = Arc::new(AtomicBool::new(true));
+        (Channel { frontend, closed, waiting: Arc::clone(waiting) }, theirs)
+    }
+
+    #[test]
+    fn requests_are_left_behind_up_to_a_bound_and_end_with_their_sockets() {
+        let waiting = Arc::default();
+        let request = VhostUserMMap::default();
+        let mut sockets = Vec::new();
+        for _ in 0..LEFT_BEHIND_MAX {
+            let (channel, socket) = left(&waiting);
+            let error = channel.unmap(request).unwrap_err();
+            assert_eq!(error.kind(), io::ErrorKind::ConnectionAborted);
+            sockets.push(socket);
+        }
+        let (channel, _socket) = left(&waiting);
+        assert_eq!(channel.unmap(request).unwrap_err().kind(), io::ErrorKind::Other);
+        drop(sockets);
+        while waiting.load(Ordering::SeqCst) != 0 {
+            thread::yield_now();
+        }
+    }
+}
