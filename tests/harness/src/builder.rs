@@ -19,7 +19,14 @@ use crate::lab::Lab;
 use crate::outcome::Outcome;
 use crate::vm::{Vm, VmFiles};
 
-const MEMORY: &str = "512M";
+/// What a guest may do to a disk.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Access {
+    /// Only read it: any number of guests may have it at once.
+    ReadOnly,
+    /// Write to it as well.
+    ReadWrite,
+}
 
 /// Describes a VM of one CPU and 512 MiB, which a vhost-user backend may share.
 pub struct VmBuilder<'lab> {
@@ -28,7 +35,8 @@ pub struct VmBuilder<'lab> {
     modules: Vec<String>,
     programs: Vec<String>,
     script: String,
-    memory: String,
+    memory_mib: u32,
+    cpus: u32,
     kernel_arguments: String,
     devices: Vec<OsString>,
     chardevs: usize,
@@ -46,7 +54,8 @@ impl<'lab> VmBuilder<'lab> {
             modules: Vec::new(),
             programs: Vec::new(),
             script: String::new(),
-            memory: MEMORY.to_owned(),
+            memory_mib: 512,
+            cpus: 1,
             kernel_arguments: String::new(),
             devices: Vec::new(),
             chardevs: 0,
@@ -106,13 +115,39 @@ impl<'lab> VmBuilder<'lab> {
     pub fn own_virtio_pmem(mut self, path: impl AsRef<Path>, size: u64) -> Self {
         let id = format!("pm{}", self.own_devices);
         self.own_devices += 1;
-        // The device takes a memory slot, which plain `-m 512M` has none of.
-        self.memory = format!("{MEMORY},slots={},maxmem=64G", self.own_devices);
         let mut backend =
             OsString::from(format!("memory-backend-file,id={id},share=on,size={size},mem-path="));
         backend.push(escaped(path.as_ref()));
         let device = format!("virtio-pmem-pci,memdev={id}");
         self.qemu_args([OsStr::new("-object"), &backend, "-device".as_ref(), device.as_ref()])
+    }
+
+    /// Attaches the raw image `path` as a disk: `/dev/vda`, `/dev/vdb`, and so on. What the guest
+    /// writes to it outlives QEMU, but not the host.
+    #[must_use]
+    pub fn disk(mut self, path: impl AsRef<Path>, access: Access) -> Self {
+        let read_only = if access == Access::ReadOnly { "on" } else { "off" };
+        let mut drive =
+            OsString::from(format!("if=virtio,format=raw,cache=unsafe,readonly={read_only},file="));
+        drive.push(escaped(path.as_ref()));
+        if !self.modules.iter().any(|name| name == "virtio_blk") {
+            self = self.module("virtio_blk");
+        }
+        self.qemu_args([OsStr::new("-drive"), &drive])
+    }
+
+    /// Gives the guest so much memory.
+    #[must_use]
+    pub fn memory_mib(mut self, mib: u32) -> Self {
+        self.memory_mib = mib;
+        self
+    }
+
+    /// Gives the guest so many CPUs.
+    #[must_use]
+    pub fn cpus(mut self, count: u32) -> Self {
+        self.cpus = count;
+        self
     }
 
     /// Adds arguments to QEMU's command line.
@@ -194,8 +229,15 @@ impl<'lab> VmBuilder<'lab> {
 
     fn machine(&self, qemu: &mut Command) {
         qemu.args(["-nodefaults", "-no-user-config", "-display", "none", "-serial", "stdio"]);
-        qemu.args(["-accel", "tcg", "-cpu", "max", "-M", "q35", "-smp", "1", "-m", &self.memory]);
-        qemu.arg("-object").arg(format!("memory-backend-memfd,id=mem,size={MEMORY},share=on"));
+        qemu.args(["-accel", "tcg", "-cpu", "max", "-M", "q35"]);
+        qemu.arg("-smp").arg(self.cpus.to_string());
+        let mib = self.memory_mib;
+        qemu.arg("-m").arg(match self.own_devices {
+            0 => format!("{mib}M"),
+            // Each takes a memory slot, which plain `-m` has none of.
+            devices => format!("{mib}M,slots={devices},maxmem=64G"),
+        });
+        qemu.arg("-object").arg(format!("memory-backend-memfd,id=mem,size={mib}M,share=on"));
         qemu.args(["-numa", "node,memdev=mem"]);
         if !self.reboots {
             qemu.arg("-no-reboot");

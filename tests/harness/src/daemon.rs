@@ -112,6 +112,15 @@ impl Daemon {
         self.child.id()
     }
 
+    /// Its exit status, if it has ended by itself.
+    ///
+    /// # Errors
+    ///
+    /// When it can't be collected.
+    pub fn ended(&mut self) -> Result<Option<ExitStatus>> {
+        Ok(self.child.try_wait()?)
+    }
+
     /// Its own resident memory in KiB, without what it shares with the executable's file: how much of
     /// that is there depends on the page cache.
     ///

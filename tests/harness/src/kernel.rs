@@ -62,6 +62,7 @@ impl Kernel {
 #[derive(Debug)]
 pub(crate) struct KernelTree {
     pub(crate) tree: Tree,
+    pub(crate) release: String,
     pub(crate) image: PathBuf,
     pub(crate) modules: Modules,
 }
@@ -72,9 +73,11 @@ impl KernelTree {
         let release = fs::read_dir(&modules)?
             .next()
             .context("the kernel package has no modules")??
-            .file_name();
-        let image = tree.path(&format!("boot/vmlinuz-{}", release.to_string_lossy()));
-        let modules = Modules::read(&modules.join(release))?;
-        Ok(Self { tree, image, modules })
+            .file_name()
+            .to_string_lossy()
+            .into_owned();
+        let image = tree.path(&format!("boot/vmlinuz-{release}"));
+        let modules = Modules::read(&modules.join(&release))?;
+        Ok(Self { tree, release, image, modules })
     }
 }

@@ -2,13 +2,14 @@
 
 //! What guests are made of.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use anyhow::Result;
 
 use crate::apt::Apt;
 use crate::builder::VmBuilder;
+use crate::disk;
 use crate::initramfs;
 use crate::kernel::{Kernel, KernelTree};
 use crate::qemu::Qemu;
@@ -16,8 +17,10 @@ use crate::store::Store;
 use crate::tree::Tree;
 
 /// The packages of the guest's userland.
-const USERLAND: [&str; 6] =
-    ["busybox-static", "dash", "e2fsprogs", "mount", "util-linux", "xfsprogs"];
+///
+/// mke2fs reads the trees of [`crate::disk`] by libarchive.
+const USERLAND: [&str; 7] =
+    ["busybox-static", "dash", "e2fsprogs", "libarchive13t64", "mount", "util-linux", "xfsprogs"];
 
 /// A QEMU and a userland, ready to make VMs of.
 #[derive(Debug)]
@@ -64,6 +67,33 @@ impl Lab {
     /// When the userland has no such tool.
     pub fn host_tool(&self, name: &str) -> Result<Command> {
         self.userland.program(name)
+    }
+
+    /// A disk for [`VmBuilder::disk`], `/dev/vda` and so on in the guest, that holds a root file
+    /// system: the Debian packages `packages`, all they depend on, and the modules of the default
+    /// kernel. They are unpacked and no more: what their maintainer scripts would make – links of
+    /// alternatives, users, lists of shells – isn't there. It is kept as `name`, and not to be
+    /// written to.
+    ///
+    /// # Errors
+    ///
+    /// As [`Lab::open`].
+    pub fn root_disk(&self, name: &str, packages: &[&str]) -> Result<PathBuf> {
+        let store = Store::lock()?;
+        let (kernel, _) = self.boot_files(&store, Kernel::default())?;
+        disk::root(&store, name, packages, &kernel, &self.userland, || {
+            apt(&store, Kernel::default().suites())
+        })
+    }
+
+    /// Makes `image` a disk for [`VmBuilder::disk`] that holds what is in `dir`, without the entries
+    /// of `dir` that `leave_out` names. In the guest all of it belongs to root.
+    ///
+    /// # Errors
+    ///
+    /// When `dir` can't be read or `image` not be written.
+    pub fn disk_of(&self, dir: &Path, leave_out: &[&str], image: &Path) -> Result<()> {
+        disk::of_directory(dir, leave_out, image, &self.userland)
     }
 
     pub(crate) fn userland(&self) -> &Tree {

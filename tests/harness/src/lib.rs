@@ -16,6 +16,7 @@
 //!   needs no network. What few VMs want, a VM asks for: [`VmBuilder::program`].
 //! - [`Lab::vm`] describes a VM, [`VmBuilder::boot`] starts it, [`Vm::wait`] ends with an
 //!   [`Outcome`].
+//! - What is too large for an initramfs goes onto a disk: [`Lab::root_disk`], [`Lab::disk_of`].
 //! - The guest is an initramfs. Its `/init` loads modules, runs the script and prints `MARK done
 //!   rc=N`.
 //! - Guests run under TCG: a `/dev/kvm` that exists isn't always one that boots these kernels.
@@ -43,6 +44,7 @@
 //! |---|---|
 //! | [`Lab`] | what guests are made of, and tools from the guest's userland on the host |
 //! | [`VmBuilder`] | a VM to be |
+//! | [`Access`] | what a guest may do to a disk |
 //! | [`Vm`] | a running VM: wait for a line, reset, power off, kill |
 //! | [`Outcome`] | how it ended |
 //! | [`Daemon`] | a `vhost-pmemd` to attach guests to |
@@ -69,6 +71,7 @@ mod apt;
 mod builder;
 mod console;
 mod daemon;
+mod disk;
 mod initramfs;
 mod kernel;
 mod lab;
@@ -82,7 +85,7 @@ mod store;
 mod tree;
 mod vm;
 
-pub use builder::VmBuilder;
+pub use builder::{Access, VmBuilder};
 pub use daemon::Daemon;
 pub use kernel::Kernel;
 pub use lab::{Lab, host_program};
