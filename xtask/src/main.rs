@@ -8,6 +8,7 @@ mod bench;
 mod command_line;
 mod demo;
 mod deny;
+mod fstests;
 mod fuzz;
 mod package;
 mod process;
@@ -35,6 +36,8 @@ enum Command {
     Bench,
     /// Build a Debian package, with units for systemd, manual pages and completions
     Package,
+    /// Run xfstests, which you bring, built, in guests on two devices of ours, and tell which tests fail
+    Fstests(fstests::Options),
     /// Feed what is read from files, guests and frontends to a second reader too, and look for inputs
     /// that the two don't agree on
     Fuzz {
@@ -53,6 +56,7 @@ fn main() -> ExitCode {
         Command::Test => test::run_all(),
         Command::Bench => bench::run_all(),
         Command::Package => package::build(),
+        Command::Fstests(options) => fstests::run(&options),
         Command::Fuzz { target, seconds } => fuzz::run_targets(target.as_deref(), seconds),
     };
     match result {

@@ -1,0 +1,134 @@
+// SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
+
+//! One boot of a guest: it runs tests until there are none left, or one hangs or crashes it.
+
+use std::fs;
+use std::path::Path;
+use std::sync::mpsc::channel;
+use std::time::Duration;
+
+use anyhow::{Context, Result, bail};
+use guest_harness::{Access, Lab, Outcome};
+
+use super::Filesystem;
+use super::artefacts;
+use super::device::Device;
+use super::verdict::{Ended, Verdict};
+use super::watch::{End, Watch};
+use crate::process::run;
+
+/// The guest's end is by its tests' limits.
+const EVER: Duration = Duration::from_secs(365 * 24 * 3600);
+
+/// Sparse, and more than tests log.
+const RESULTS_SIZE: &str = "4G";
+
+/// What all boots have in common.
+pub(crate) struct Setup<'a> {
+    pub(crate) lab: &'a Lab,
+    pub(crate) root_disk: &'a Path,
+    pub(crate) suite_disk: &'a Path,
+    pub(crate) filesystem: Filesystem,
+    pub(crate) device_mib: u64,
+    pub(crate) limit: Duration,
+}
+
+impl Setup<'_> {
+    /// Runs `tests`, at least the first, on two devices of `device`; hands each to `on_end`. What the
+    /// guest leaves is then in `dir`, its console and the daemons' logs, and in `kept`, for each test that
+    /// went bad.
+    pub(crate) fn boot(
+        &self,
+        device: &Device,
+        tests: &[String],
+        dir: &Path,
+        kept: &Path,
+        mut on_end: impl FnMut(&Ended),
+    ) -> Result<Vec<Ended>> {
+        fs::create_dir_all(dir)?;
+        let dir = dir.canonicalize()?;
+        let results = dir.join(artefacts::DISK);
+        let mut mke2fs = self.lab.host_tool("mke2fs")?;
+        mke2fs.args(["-qF", "-t", "ext4", "-O", "^has_journal"]).arg(&results);
+        run(mke2fs.arg(RESULTS_SIZE))?;
+
+        let (sender, lines) = channel();
+        let mut vm = self
+            .lab
+            .vm()
+            .memory_mib(2048)
+            .cpus(2)
+            .time_limit(EVER)
+            .module("overlay")
+            .disk(self.root_disk, Access::ReadOnly)
+            .disk(self.suite_disk, Access::ReadOnly)
+            .disk(&results, Access::ReadWrite)
+            .script(&self.script(tests))
+            .on_line(move |line| sender.send(line.to_owned()).unwrap_or_default());
+        if self.filesystem == Filesystem::Xfs {
+            vm = vm.module("xfs");
+        }
+        let (vm, devices) = device.attach(vm, &dir, self.device_mib)?;
+        let vm = vm.boot()?;
+        let mut watch = Watch::new(lines, self.limit);
+        let end = watch.follow(&mut on_end)?;
+        let outcome = if end == End::Hung { vm.kill()? } else { vm.wait()? };
+        fs::write(dir.join("console.log"), &outcome.serial)?;
+        let trouble = devices.finish(&dir)?;
+
+        let mut ended = watch.ended;
+        if let Some(running) = watch.running {
+            let verdict = match end {
+                End::Hung => Verdict::Hung(format!("no end after {} s", self.limit.as_secs())),
+                End::Gone => Verdict::Crashed(
+                    running.panic().map_or_else(|| ending(&outcome), str::to_owned),
+                ),
+            };
+            let last = running.end(trouble.clone().map_or(verdict, Verdict::Crashed));
+            on_end(&last);
+            ended.push(last);
+        } else if let (Some(trouble), Some(last)) = (trouble, ended.last_mut()) {
+            last.verdict = Verdict::Crashed(trouble);
+            on_end(last);
+        }
+        if ended.is_empty() {
+            let lines: Vec<_> = outcome.serial.lines().collect();
+            let tail = lines[lines.len().saturating_sub(30)..].join("\n");
+            bail!(
+                "the guest got to no test, {}; its last lines:\n{tail}\n{}",
+                ending(&outcome),
+                outcome.qemu_stderr
+            );
+        }
+        artefacts::keep(self.lab, &dir, &ended, kept)
+            .with_context(|| format!("cannot keep the results in {}", kept.display()))?;
+        Ok(ended)
+    }
+
+    /// What the guest runs: one script, which the other one takes over from in the new root.
+    fn script(&self, tests: &[String]) -> String {
+        let (mkfs, options) = match self.filesystem {
+            // DAX wants blocks as large as pages; a small device would get smaller ones.
+            Filesystem::Ext4 => ("mkfs.ext4 -qF", "-b 4096"),
+            Filesystem::Xfs => ("mkfs.xfs -qf", ""),
+        };
+        format!(
+            "cat >/run-tests <<'END_OF_TESTS'\nFSTYP={} MKFS='{mkfs}' MKFS_OPTIONS='{options}' \
+             LIMIT={}\nTESTS=({})\n{}END_OF_TESTS\n{}",
+            self.filesystem.name(),
+            self.limit.as_secs(),
+            tests.join(" "),
+            include_str!("run_tests.sh"),
+            include_str!("switch_root.sh"),
+        )
+    }
+}
+
+/// How a guest ended, in a few words.
+fn ending(outcome: &Outcome) -> String {
+    if outcome.qemu_status.success() {
+        "it ended".to_owned()
+    } else {
+        format!("QEMU ended ({})", outcome.qemu_status)
+    }
+}

@@ -1,0 +1,108 @@
+// SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
+
+//! The results as JUnit XML, for those who collect such files.
+
+use std::fmt::Write;
+
+use super::report::Row;
+use super::verdict::Verdict;
+
+/// One suite, of the tests on our device. What fails on the other one too is shown as skipped, so that
+/// a reader of the file and of the exit status come to the same end.
+pub(crate) fn xml(name: &str, rows: &[Row]) -> String {
+    let count = |word| rows.iter().filter(|row| outcome(row).0 == word).count();
+    let seconds: f64 = rows.iter().map(|row| row.ours.elapsed.as_secs_f64()).sum();
+    let mut xml = format!(
+        "<?xml version=\"1.0\" encoding=\"UTF-8\"?>\n\
+         <testsuite name=\"{}\" tests=\"{}\" failures=\"{}\" errors=\"{}\" skipped=\"{}\" time=\"{seconds:.3}\">\n",
+        escaped(name),
+        rows.len(),
+        count("failure"),
+        count("error"),
+        count("skipped"),
+    );
+    for row in rows {
+        let ended = &row.ours;
+        let (dir, _) = ended.test.split_once('/').unwrap_or_default();
+        // Writing to a string can't fail.
+        let _ = write!(
+            xml,
+            "  <testcase classname=\"{}\" name=\"{}\" time=\"{:.3}\"",
+            escaped(dir),
+            escaped(&ended.test),
+            ended.elapsed.as_secs_f64()
+        );
+        let (element, message) = outcome(row);
+        xml += &match element {
+            "" => "/>\n".to_owned(),
+            "skipped" => {
+                format!(">\n    <skipped message=\"{}\"/>\n  </testcase>\n", escaped(&message))
+            }
+            _ => format!(
+                ">\n    <{element} message=\"{}\">{}</{element}>\n  </testcase>\n",
+                escaped(&message),
+                escaped(&ended.output)
+            ),
+        };
+    }
+    xml + "</testsuite>\n"
+}
+
+/// The element that says how a test ended, none where it passed, and its message.
+fn outcome(row: &Row) -> (&'static str, String) {
+    let verdict = &row.ours.verdict;
+    let message = verdict.to_string();
+    match verdict {
+        Verdict::Passed => ("", message),
+        Verdict::NotRun(why) => ("skipped", why.clone()),
+        _ if !row.is_worse() => ("skipped", format!("{message}; so it does on the baseline")),
+        Verdict::Failed(_) => ("failure", message),
+        Verdict::Hung(_) | Verdict::Crashed(_) => ("error", message),
+    }
+}
+
+/// `text` as content or attribute. XML has no way to write most control characters.
+fn escaped(text: &str) -> String {
+    let mut escaped = String::with_capacity(text.len());
+    for character in text.chars() {
+        match character {
+            '&' => escaped += "&amp;",
+            '<' => escaped += "&lt;",
+            '>' => escaped += "&gt;",
+            '"' => escaped += "&quot;",
+            '\n' | '\t' => escaped.push(character),
+            _ if character.is_control() => escaped.push('\u{fffd}'),
+            _ => escaped.push(character),
+        }
+    }
+    escaped
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::fstests::report::tests::row;
+
+    #[test]
+    fn results_are_written_with_what_is_special_escaped() {
+        let failed = || Verdict::Failed("a < \"b\"\u{1b}".into());
+        let rows = [
+            row("generic/001", Verdict::Passed, None),
+            row("generic/002", failed(), Some(Verdict::Passed)),
+            row("generic/003", failed(), Some(failed())),
+            row("generic/004", Verdict::NotRun("no".into()), None),
+            row("generic/005", Verdict::Hung("5 s".into()), None),
+        ];
+        let xml = xml("ext4", &rows);
+        for expected in [
+            "<testsuite name=\"ext4\" tests=\"5\" failures=\"1\" errors=\"1\" skipped=\"2\" time=\"5.000\">",
+            "<testcase classname=\"generic\" name=\"generic/001\" time=\"1.000\"/>",
+            "<failure message=\"failed: a &lt; &quot;b&quot;\u{fffd}\">output &amp; more</failure>",
+            "<skipped message=\"failed: a &lt; &quot;b&quot;\u{fffd}; so it does on the baseline\"/>",
+            "<skipped message=\"no\"/>",
+            "<error message=\"hung: 5 s\">",
+        ] {
+            assert!(xml.contains(expected), "{expected}\n{xml}");
+        }
+    }
+}
