@@ -8,12 +8,12 @@ use std::sync::mpsc::channel;
 use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
-use guest_harness::{Access, Lab, Outcome};
+use guest_harness::{Access, Lab, Outcome, VmBuilder};
 
 use super::Filesystem;
 use super::artefacts;
 use super::device::Device;
-use super::verdict::{Ended, Verdict};
+use super::verdict::Ended;
 use super::watch::{End, Watch};
 use crate::process::run;
 
@@ -53,7 +53,28 @@ impl Setup<'_> {
         run(mke2fs.arg(RESULTS_SIZE))?;
 
         let (sender, lines) = channel();
-        let mut vm = self
+        let vm = self
+            .guest(&results, tests)
+            .on_line(move |line| sender.send(line.to_owned()).unwrap_or_default());
+        let (vm, devices) = device.attach(vm, &dir, self.device_mib)?;
+        let vm = vm.boot()?;
+        let mut watch = Watch::new(lines, self.limit);
+        let end = watch.follow(&mut on_end)?;
+        let outcome = if end == End::Hung { vm.kill()? } else { vm.wait()? };
+        fs::write(dir.join("console.log"), &outcome.serial)?;
+        let trouble = devices.finish(&dir)?;
+        let ended = watch.conclude(end, outcome.qemu_status, trouble, on_end);
+        if ended.is_empty() {
+            bail!("the guest got to no test: {}", last_words(&outcome));
+        }
+        artefacts::keep(self.lab, &dir, &ended, kept)
+            .with_context(|| format!("cannot keep the results in {}", kept.display()))?;
+        Ok(ended)
+    }
+
+    /// The guest, but for what it is tested on.
+    fn guest(&self, results: &Path, tests: &[String]) -> VmBuilder<'_> {
+        let vm = self
             .lab
             .vm()
             .memory_mib(2048)
@@ -62,47 +83,12 @@ impl Setup<'_> {
             .module("overlay")
             .disk(self.root_disk, Access::ReadOnly)
             .disk(self.suite_disk, Access::ReadOnly)
-            .disk(&results, Access::ReadWrite)
-            .script(&self.script(tests))
-            .on_line(move |line| sender.send(line.to_owned()).unwrap_or_default());
-        if self.filesystem == Filesystem::Xfs {
-            vm = vm.module("xfs");
+            .disk(results, Access::ReadWrite)
+            .script(&self.script(tests));
+        match self.filesystem {
+            Filesystem::Ext4 => vm,
+            Filesystem::Xfs => vm.module("xfs"),
         }
-        let (vm, devices) = device.attach(vm, &dir, self.device_mib)?;
-        let vm = vm.boot()?;
-        let mut watch = Watch::new(lines, self.limit);
-        let end = watch.follow(&mut on_end)?;
-        let outcome = if end == End::Hung { vm.kill()? } else { vm.wait()? };
-        fs::write(dir.join("console.log"), &outcome.serial)?;
-        let trouble = devices.finish(&dir)?;
-
-        let mut ended = watch.ended;
-        if let Some(running) = watch.running {
-            let verdict = match end {
-                End::Hung => Verdict::Hung(format!("no end after {} s", self.limit.as_secs())),
-                End::Gone => Verdict::Crashed(
-                    running.panic().map_or_else(|| ending(&outcome), str::to_owned),
-                ),
-            };
-            let last = running.end(trouble.clone().map_or(verdict, Verdict::Crashed));
-            on_end(&last);
-            ended.push(last);
-        } else if let (Some(trouble), Some(last)) = (trouble, ended.last_mut()) {
-            last.verdict = Verdict::Crashed(trouble);
-            on_end(last);
-        }
-        if ended.is_empty() {
-            let lines: Vec<_> = outcome.serial.lines().collect();
-            let tail = lines[lines.len().saturating_sub(30)..].join("\n");
-            bail!(
-                "the guest got to no test, {}; its last lines:\n{tail}\n{}",
-                ending(&outcome),
-                outcome.qemu_stderr
-            );
-        }
-        artefacts::keep(self.lab, &dir, &ended, kept)
-            .with_context(|| format!("cannot keep the results in {}", kept.display()))?;
-        Ok(ended)
     }
 
     /// What the guest runs: one script, which the other one takes over from in the new root.
@@ -124,11 +110,9 @@ impl Setup<'_> {
     }
 }
 
-/// How a guest ended, in a few words.
-fn ending(outcome: &Outcome) -> String {
-    if outcome.qemu_status.success() {
-        "it ended".to_owned()
-    } else {
-        format!("QEMU ended ({})", outcome.qemu_status)
-    }
+/// What a guest and its QEMU said at the end.
+fn last_words(outcome: &Outcome) -> String {
+    let lines: Vec<_> = outcome.serial.lines().collect();
+    let tail = lines[lines.len().saturating_sub(30)..].join("\n");
+    format!("QEMU ended ({}) after:\n{tail}\n{}", outcome.qemu_status, outcome.qemu_stderr)
 }

@@ -208,10 +208,9 @@ fn run_on(setup: &Setup<'_>, device: &Device, tests: &[String], dir: &Path) -> R
         if left.is_empty() {
             break;
         }
-        let mut number = all.len();
         let report = |ended: &Ended| {
-            number += 1;
             let Ended { test, verdict, .. } = ended;
+            let number = tests.iter().position(|other| other == test).map_or(0, |at| at + 1);
             let seconds = ended.elapsed.as_secs_f64();
             println!(
                 "{} [{number}/{}] {test} {verdict} ({seconds:.1} s)",

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
 # Runs in the guest's root, by bash. Set before: FSTYP, MKFS, MKFS_OPTIONS, LIMIT and the array TESTS.
 # Lines that begin with MARK or CHECK are for the host.
 export PATH=/usr/sbin:/usr/bin HOME=/root TERM=dumb LC_ALL=C
@@ -16,6 +17,7 @@ ln -sf dash /usr/bin/sh
 ln -sf gawk /usr/bin/awk
 ln -sf which.debianutils /usr/bin/which
 ln -sf /proc/self/mounts /etc/mtab
+: >/etc/fstab
 printf '127.0.0.1 localhost fstests\n' >/etc/hosts
 cat >/etc/passwd <<'END'
 root:x:0:0:root:/root:/bin/bash

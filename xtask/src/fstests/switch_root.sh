@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
 # Runs in the initramfs. The disks are: the root file system, xfstests, and the results. The first two
 # are only read; what is written over them is gone with the guest.
 set -e
@@ -15,6 +16,9 @@ for dir in dev proc sys; do
     mount --bind /$dir /new/$dir
 done
 mv /run-tests /new/run-tests
+# When the kernel misses a module it calls this, in here; /.. is what will be mounted over /.
+printf '#!/bin/sh\nexec /applets/chroot /.. /usr/sbin/modprobe "$@"\n' >/usr/sbin/modprobe
+chmod +x /usr/sbin/modprobe
 # A chroot alone may not make user namespaces, which some tests do.
 cd /new
 mount --move . /

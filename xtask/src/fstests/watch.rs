@@ -2,6 +2,7 @@
 
 //! Follows what a guest prints, from test to test.
 
+use std::process::ExitStatus;
 use std::sync::mpsc::{Receiver, RecvTimeoutError};
 use std::time::{Duration, Instant};
 
@@ -18,10 +19,8 @@ const GRACE: Duration = Duration::from_secs(20);
 pub(crate) struct Watch {
     lines: Receiver<String>,
     limit: Duration,
-    /// The test that runs.
-    pub(crate) running: Option<Running>,
-    /// Those that came to an end by themselves.
-    pub(crate) ended: Vec<Ended>,
+    running: Option<Running>,
+    ended: Vec<Ended>,
 }
 
 /// Why no more lines are read.
@@ -34,7 +33,7 @@ pub(crate) enum End {
 }
 
 /// A test that runs.
-pub(crate) struct Running {
+struct Running {
     test: String,
     began: Instant,
     output: String,
@@ -43,12 +42,12 @@ pub(crate) struct Running {
 
 impl Running {
     /// The kernel's last words, if it panicked.
-    pub(crate) fn panic(&self) -> Option<&str> {
+    fn panic(&self) -> Option<&str> {
         let line = self.console.lines().find(|line| line.contains("Kernel panic"))?;
         line.find("Kernel panic").map(|at| &line[at..])
     }
 
-    pub(crate) fn end(self, verdict: Verdict) -> Ended {
+    fn end(self, verdict: Verdict) -> Ended {
         let Self { test, began, output, console } = self;
         Ended { test, verdict, elapsed: began.elapsed(), output, console }
     }
@@ -74,6 +73,35 @@ impl Watch {
                 Ok(line) => self.take(&line, &mut on_end)?,
             }
         }
+    }
+
+    /// All tests, once the guest has ended with `qemu`: the one that ran then is to blame. `trouble` is
+    /// that of its devices, if they had some.
+    pub(crate) fn conclude(
+        mut self,
+        end: End,
+        qemu: ExitStatus,
+        trouble: Option<String>,
+        mut on_end: impl FnMut(&Ended),
+    ) -> Vec<Ended> {
+        if let Some(running) = self.running.take() {
+            let verdict = match (trouble, end) {
+                (Some(trouble), _) => Verdict::Crashed(trouble),
+                (None, End::Hung) => {
+                    Verdict::Hung(format!("no end after {} s", self.limit.as_secs()))
+                }
+                (None, End::Gone) => {
+                    let panic = running.panic().map(str::to_owned);
+                    Verdict::Crashed(panic.unwrap_or_else(|| format!("QEMU ended ({qemu})")))
+                }
+            };
+            self.end(running.end(verdict), &mut on_end);
+        } else if let (Some(trouble), Some(last)) = (trouble, self.ended.last_mut()) {
+            // Devices that are gone pass no further test.
+            last.verdict = Verdict::Crashed(trouble);
+            on_end(last);
+        }
+        self.ended
     }
 
     fn take(&mut self, line: &str, on_end: &mut impl FnMut(&Ended)) -> Result<()> {
@@ -120,6 +148,7 @@ impl Watch {
 
 #[cfg(test)]
 mod tests {
+    use std::os::unix::process::ExitStatusExt;
     use std::sync::mpsc::channel;
 
     use super::*;
@@ -137,6 +166,16 @@ mod tests {
     const FIRST: &str = "MARK boot 6.12\nMARK begin generic/001\nCHECK generic/001  1s\n\
                          CHECK Ran: generic/001\n[ 1.0] noise\nMARK end 0\n";
 
+    /// The tests, and how they ended, of a guest that printed `text` and has ended.
+    fn conclusion(text: &str, alive: bool, trouble: Option<&str>) -> String {
+        let (watch, end) = follow(text, alive);
+        let trouble = trouble.map(str::to_owned);
+        let ended = watch.conclude(end.unwrap(), ExitStatus::from_raw(7), trouble, |_| ());
+        let lines: Vec<_> =
+            ended.iter().map(|ended| format!("{} {}", ended.test, ended.verdict)).collect();
+        lines.join("\n")
+    }
+
     #[test]
     fn tests_end_one_behind_another() {
         let text = format!(
@@ -144,37 +183,41 @@ mod tests {
         );
         let (watch, end) = follow(&text, false);
         assert_eq!(end.unwrap(), End::Gone);
+        assert!(watch.running.is_none());
         let verdicts: Vec<_> = watch.ended.iter().map(|ended| ended.verdict.word()).collect();
         assert_eq!(verdicts, ["passed", "failed"]);
         assert_eq!(watch.ended[0].output, "generic/001  1s\nRan: generic/001\n");
         assert_eq!(watch.ended[0].console, "[ 1.0] noise\n");
-        assert!(watch.running.is_none());
     }
 
     #[test]
     fn test_whose_end_is_garbled_failed() {
-        let (watch, end) =
-            follow("MARK begin generic/001\nMARK [ 1.0] noise\nMARK begin generic/002\n", false);
-        assert_eq!(end.unwrap(), End::Gone);
-        assert_eq!(watch.ended[0].test, "generic/001");
-        assert!(watch.ended[0].verdict.is_bad());
-        assert_eq!(watch.running.unwrap().test, "generic/002");
+        let text = "MARK begin generic/001\nMARK [ 1.0] noise\nMARK begin generic/002\n";
+        assert_eq!(
+            conclusion(text, false, None),
+            "generic/001 failed: its end wasn't to be read on the console\n\
+             generic/002 crashed: QEMU ended (signal: 7 (SIGBUS))"
+        );
     }
 
     #[test]
-    fn test_that_says_it_hangs_is_left_running() {
-        let (watch, end) = follow(&format!("{FIRST}MARK begin generic/002\nMARK hung\n"), true);
-        assert_eq!(end.unwrap(), End::Hung);
-        assert_eq!(watch.running.unwrap().test, "generic/002");
+    fn guest_that_hangs_or_panics_is_blamed_on_the_test_that_ran() {
+        let text = format!("{FIRST}MARK begin generic/002\n");
+        let hung = "generic/001 passed\ngeneric/002 hung: no end after 0 s";
+        assert_eq!(conclusion(&format!("{text}MARK hung\n"), true, None), hung);
+        let panic = "[    3.1] Kernel panic - not syncing: x\n";
+        let crashed = "generic/001 passed\ngeneric/002 crashed: Kernel panic - not syncing: x";
+        assert_eq!(conclusion(&format!("{text}{panic}"), false, None), crashed);
     }
 
     #[test]
-    fn guest_that_panics_is_quoted() {
-        let text =
-            format!("{FIRST}MARK begin generic/002\n[    3.1] Kernel panic - not syncing: x\n");
-        let (watch, end) = follow(&text, false);
-        assert_eq!(end.unwrap(), End::Gone);
-        assert_eq!(watch.running.unwrap().panic(), Some("Kernel panic - not syncing: x"));
+    fn devices_that_end_are_blamed_on_the_test_that_ran() {
+        let text = format!("{FIRST}MARK begin generic/002\nMARK hung\n");
+        assert_eq!(
+            conclusion(&text, true, Some("gone")),
+            "generic/001 passed\ngeneric/002 crashed: gone"
+        );
+        assert_eq!(conclusion(FIRST, false, Some("gone")), "generic/001 crashed: gone");
     }
 
     #[test]
