@@ -48,6 +48,9 @@
 //! | [`Vm`] | a running VM: wait for a line, reset, power off, kill |
 //! | [`Outcome`] | how it ended |
 //! | [`Daemon`] | a `vhost-pmemd` to attach guests to |
+//! | [`VolatileDisks`] | disks that lose what was not synced when their power is cut |
+//! | [`start_again`] | a process of the test's own |
+//! | [`Rounds`], [`Random`] | chance that can be repeated |
 //! | [`host_program`] | a program of a Debian package, to be run on the host |
 //! | [`Qemu`] | the QEMU in use |
 //! | [`Kernel`] | the kernels on offer |
@@ -67,6 +70,7 @@
 //! # }
 //! ```
 
+mod again;
 mod apt;
 mod builder;
 mod console;
@@ -80,16 +84,21 @@ mod outcome;
 mod progress;
 mod qemu;
 mod qmp;
+mod random;
 mod run;
 mod store;
 mod tree;
 mod vm;
+mod volatile;
 
+pub use again::{start_again, started_again};
 pub use builder::{Access, VmBuilder};
 pub use daemon::Daemon;
 pub use kernel::Kernel;
 pub use lab::{Lab, host_program};
 pub use outcome::Outcome;
 pub use qemu::{Qemu, Version};
+pub use random::{Random, Rounds};
 pub use store::target_dir;
 pub use vm::Vm;
+pub use volatile::{VolatileDisks, serve_volatile_disks};
