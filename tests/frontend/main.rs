@@ -15,6 +15,7 @@ mod limit;
 mod loop_device;
 mod message_oracle;
 mod messages;
+mod power;
 mod process;
 mod requests;
 mod served;

@@ -26,6 +26,7 @@ use virtio_bindings::bindings::virtio_config::VIRTIO_F_VERSION_1;
 use virtio_bindings::bindings::virtio_ring::VIRTIO_RING_F_EVENT_IDX;
 use vm_memory::{
     FileOffset, GuestAddress, GuestMemoryMmap, GuestRegionMmap, MmapRegion, VolatileMemory,
+    VolatileSlice,
 };
 use vmm_sys_util::eventfd::{EFD_CLOEXEC, EFD_NONBLOCK, EventFd};
 
@@ -333,12 +334,23 @@ impl Vmm {
 
     /// Stores `bytes` at `offset` of the device, as the guest would: through the mapping.
     pub(crate) fn store(&self, offset: u64, bytes: &[u8]) {
+        self.at(offset, bytes.len(), |slice| slice.copy_from(bytes));
+    }
+
+    /// Loads `bytes` from `offset` of the device, as the guest would.
+    pub(crate) fn load(&self, offset: u64, bytes: &mut [u8]) {
+        self.at(offset, bytes.len(), |slice| {
+            slice.copy_to(bytes);
+        });
+    }
+
+    fn at(&self, offset: u64, len: usize, act: impl FnOnce(VolatileSlice<'_>)) {
         let maps = self.mapper.maps.lock().unwrap();
         let map = maps
             .iter()
             .find(|map| map.offset <= offset && offset < map.offset + map.len)
-            .expect("the guest's store goes nowhere");
+            .expect("the guest's access goes nowhere");
         let at = usize::try_from(offset - map.offset).unwrap();
-        map.region.as_volatile_slice().subslice(at, bytes.len()).unwrap().copy_from(bytes);
+        act(map.region.as_volatile_slice().subslice(at, len).unwrap());
     }
 }

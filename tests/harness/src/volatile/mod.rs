@@ -109,14 +109,20 @@ impl VolatileDisks {
         self.say(&operations.to_string())
     }
 
-    /// Waits until the power is cut, and tells what was lost.
+    /// Waits until the power is cut, and tells what was lost; or until something that was not to end
+    /// has ended.
     ///
     /// # Errors
     ///
     /// When the process that serves them has ended, or could not leave on the media what is left.
-    pub fn wait_for_cut(&mut self) -> Result<String> {
+    pub fn wait_for_cut_or(&mut self, mut ended: impl FnMut() -> bool) -> Result<Option<String>> {
+        while !self.speaks_within(TICK)? {
+            if ended() {
+                return Ok(None);
+            }
+        }
         match self.next_line()? {
-            Some(line) if line.starts_with("cut: of") => Ok(line),
+            Some(line) if line.starts_with("cut: of") => Ok(Some(line)),
             other => bail!("power was to be cut, and the disks' process says {other:?}"),
         }
     }
@@ -126,27 +132,21 @@ impl VolatileDisks {
     ///
     /// # Errors
     ///
-    /// As [`VolatileDisks::wait_for_cut`].
+    /// As [`VolatileDisks::wait_for_cut_or`].
     ///
     /// # Panics
     ///
-    /// If `act` does.
+    /// If `act` does, and power isn't cut.
     pub fn unless_cut<T: Send>(&mut self, act: impl FnOnce() -> T + Send) -> Result<Option<T>> {
         thread::scope(|scope| {
             let act = scope.spawn(act);
-            loop {
-                if act.is_finished() {
-                    let done = act.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic));
-                    return Ok(Some(done));
-                }
-                if self.speaks_within(TICK)? {
-                    let cut = self.wait_for_cut();
-                    self.end();
-                    // It failed, for want of power.
-                    let _ = act.join();
-                    return cut.map(|_| None);
-                }
+            if self.wait_for_cut_or(|| act.is_finished())?.is_some() {
+                self.end();
+                // It failed, for want of power.
+                let _ = act.join();
+                return Ok(None);
             }
+            Ok(Some(act.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))))
         })
     }
 
