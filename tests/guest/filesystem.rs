@@ -2,6 +2,10 @@
 
 //! The filesystems that guests mount with DAX.
 
+use std::path::Path;
+
+use guest_harness::Lab;
+
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Filesystem {
     Ext4,
@@ -15,11 +19,8 @@ impl Filesystem {
         // XFS wants to be told that there are two of one name.
         let beside = if self == Self::Xfs { ",nouuid" } else { "" };
         let norecovery = if self == Self::Xfs { "norecovery" } else { "noload" };
-        let (mkfs, fsck) = match self {
-            // DAX wants blocks as large as pages; a small device would get smaller ones.
-            Self::Ext4 => ("mkfs.ext4 -qF -b 4096", "e2fsck -fn"),
-            Self::Xfs => ("mkfs.xfs -qf", "xfs_repair -n"),
-        };
+        let mkfs = self.mkfs().join(" ");
+        let fsck = if self == Self::Xfs { "xfs_repair -n" } else { "e2fsck -fn" };
         format!(
             "set -eu
             mkfs() {{ {mkfs} $1; }}
@@ -29,5 +30,20 @@ impl Filesystem {
             mount_copy() {{ mount -o dax=always{beside} $1 $2; }}
             {body}"
         )
+    }
+
+    /// Makes one in a file, on the host.
+    pub(crate) fn make(self, lab: &Lab, file: &Path) {
+        let (program, arguments) = self.mkfs().split_first().unwrap();
+        let made = lab.host_tool(program).unwrap().args(arguments).arg(file).output().unwrap();
+        assert!(made.status.success(), "{made:?}");
+    }
+
+    fn mkfs(self) -> &'static [&'static str] {
+        match self {
+            // DAX wants blocks as large as pages; a small device would get smaller ones.
+            Self::Ext4 => &["mkfs.ext4", "-qF", "-b", "4096"],
+            Self::Xfs => &["mkfs.xfs", "-qf"],
+        }
     }
 }

@@ -6,6 +6,7 @@ mod filesystem;
 mod layout;
 mod loop_device;
 mod persistence;
+mod power;
 mod refusal;
 mod served;
 mod tmpfs;

@@ -46,7 +46,7 @@ use self::power::Power;
 use crate::again::{start_again, started_again};
 
 /// How soon it is seen that something is done.
-const TICK: Timespec = Timespec { tv_sec: 0, tv_nsec: 2_000_000 };
+const TICK: Timespec = Timespec { tv_sec: 0, tv_nsec: 5_000_000 };
 
 /// What the process is to do.
 #[derive(Serialize, Deserialize)]

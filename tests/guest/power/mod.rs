@@ -1,0 +1,185 @@
+// SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
+
+//! Power cuts under a guest: what it has synced is there after its filesystem's log was replayed, on
+//! disks that lose, reorder and tear what wasn't.
+
+mod pages;
+mod renames;
+
+use std::fs;
+use std::path::PathBuf;
+use std::process::Command;
+use std::time::{Duration, Instant};
+
+use guest_harness::{Daemon, Lab, Random, Rounds, VolatileDisks, serve_volatile_disks};
+use pfn_blk::{NrPages, Snapshot};
+use rustix::process::Signal;
+use tempfile::TempDir;
+
+use self::pages::{Changes, Pages};
+use self::renames::Renames;
+use crate::filesystem::Filesystem;
+use crate::served::{can_serve, same};
+use crate::{DAEMON, guest, on_ext4_and_xfs, sparse_file};
+
+on_ext4_and_xfs! {
+    direct_file_keeps_what_was_synced_over_power_cuts
+    overlay_keeps_what_was_synced_over_power_cuts
+}
+
+const SIZE: u64 = 512 << 20;
+/// An overlay's chunks are of so many pages.
+const CHUNK: u64 = 4;
+/// How long a process that was killed may take to be gone.
+const PATIENCE: Duration = Duration::from_secs(20);
+/// How long a guest may go on until the power is cut.
+const CUT_LIMIT: Duration = Duration::from_secs(100);
+
+/// Something dirty at any time.
+const UNSYNCED: &str =
+    "while :; do dd if=/dev/urandom of=/mnt/unsynced bs=64k count=16 status=none; done";
+
+#[test]
+#[ignore = "no test: the process that serves the disks of the others"]
+fn serve_disks() {
+    serve_volatile_disks().unwrap();
+}
+
+fn direct_file_keeps_what_was_synced_over_power_cuts(filesystem: Filesystem) {
+    cut_rounds(filesystem, false);
+}
+
+fn overlay_keeps_what_was_synced_over_power_cuts(filesystem: Filesystem) {
+    if can_serve() {
+        cut_rounds(filesystem, true);
+    }
+}
+
+/// Boots guests that check what those before them have synced and sync more, until the power is cut,
+/// in every fourth round while they still check. The last one only checks.
+fn cut_rounds(filesystem: Filesystem, is_overlay: bool) {
+    let lab = Lab::open().unwrap();
+    let rounds = Rounds::from_environment("VHOST_PMEM_POWER", 3);
+    let mut random = Random::new(rounds.seed);
+    let machine = Machine::new(&lab, filesystem, is_overlay);
+    let (mut pages, mut renames) = (Pages::new(), Renames::default());
+    for round in 0..rounds.count {
+        let changes = Changes::new(&mut random);
+        let load = [UNSYNCED, &Pages::create(), &changes.script(), &renames.script()];
+        let [unsynced, create, change, rename] = load;
+        let load = format!("{create}\n({unsynced}) &\n({change}) &\n{rename}");
+        let script = filesystem.script(&format!("{}\necho MARK load\n{load}", check()));
+        let begin = if round % 4 == 3 { "MARK boot" } else { "MARK load" };
+        let Some((serial, cut)) = machine.run_until_cut(&script, begin, &mut random) else {
+            return;
+        };
+        if serial.contains("MARK load") {
+            pages.check(&serial);
+            renames.check(&serial);
+            let synced = pages::count_synced(&serial);
+            pages.change(&changes, synced);
+            renames.take_synced(&serial);
+            eprintln!("round {round}: {cut}; {synced} changes synced, {} names", renames.count());
+        } else {
+            eprintln!("round {round}: {cut}, while the guest checked");
+        }
+    }
+    let daemon = machine.serve(|name| machine.media().join(name));
+    let vm = guest(&lab, filesystem, &[&daemon]).script(&filesystem.script(&check()));
+    let outcome = vm.run().unwrap();
+    pages.check(&outcome.serial);
+    renames.check(&outcome.serial);
+    daemon.terminate().unwrap();
+    assert!(
+        !is_overlay || same(&machine.media().join("base"), &machine.base()),
+        "the base was changed"
+    );
+}
+
+/// What a guest does first: finds a clean filesystem, once its log is replayed, and says what is in it.
+fn check() -> String {
+    format!(
+        "mount_dax /dev/pmem0
+        umount /mnt
+        fsck /dev/pmem0
+        mount_dax /dev/pmem0
+        {}
+        {}",
+        Pages::report(),
+        Renames::report()
+    )
+}
+
+/// A machine whose guest's memory is on disks.
+struct Machine<'lab> {
+    lab: &'lab Lab,
+    filesystem: Filesystem,
+    is_overlay: bool,
+    dir: TempDir,
+}
+
+impl<'lab> Machine<'lab> {
+    /// One with an empty filesystem.
+    fn new(lab: &'lab Lab, filesystem: Filesystem, is_overlay: bool) -> Self {
+        let machine = Self { lab, filesystem, is_overlay, dir: tempfile::tempdir().unwrap() };
+        fs::create_dir(machine.media()).unwrap();
+        let disk = machine.media().join(if is_overlay { "base" } else { "disk" });
+        sparse_file(&disk, SIZE);
+        filesystem.make(lab, &disk);
+        if is_overlay {
+            let pages = |count| NrPages::try_new(count).unwrap();
+            let ample = Snapshot::ample_cow(pages(SIZE / 4096), pages(CHUNK)).unwrap();
+            sparse_file(&machine.media().join("cow"), ample.bytes());
+            let mut copy = Command::new("cp");
+            copy.arg("--sparse=always").args([&disk, &machine.base()]);
+            assert!(copy.status().unwrap().success());
+        }
+        machine
+    }
+
+    fn media(&self) -> PathBuf {
+        self.dir.path().join("media")
+    }
+
+    /// What an overlay's base was at first.
+    fn base(&self) -> PathBuf {
+        self.dir.path().join("base")
+    }
+
+    /// The daemon, serving what is at `path`.
+    fn serve(&self, path: impl Fn(&str) -> PathBuf) -> Daemon {
+        let arguments = match self.is_overlay {
+            true => vec!["--file".into(), path("base"), "--overlay".into(), path("cow")],
+            false => vec!["--file".into(), path("disk")],
+        };
+        Daemon::start(DAEMON, arguments).unwrap()
+    }
+
+    /// Boots a guest and cuts the power at a moment after it has printed `begin`. Returns what it has
+    /// printed, and what was lost; nothing where there is no FUSE to be had.
+    fn run_until_cut(
+        &self,
+        script: &str,
+        begin: &str,
+        random: &mut Random,
+    ) -> Option<(String, String)> {
+        let disks = VolatileDisks::start("power::serve_disks", &self.media(), random.number(), &[]);
+        let mut disks = disks.unwrap()?;
+        let daemon = self.serve(|name| disks.path(name));
+        let vm = guest(self.lab, self.filesystem, &[&daemon]).script(script).boot().unwrap();
+        vm.wait_for(begin).unwrap();
+        let delay = Duration::from_millis(random.below(1500));
+        std::thread::sleep(delay);
+        disks.cut_after(random.below(100)).unwrap();
+        let limit = Instant::now() + CUT_LIMIT;
+        let has_ended = || vm.serial().contains("MARK done") || Instant::now() > limit;
+        let cut = disks.wait_for_cut_or(has_ended).unwrap();
+        // It goes first, so that nothing that fails from now on reaches the guest.
+        daemon.signal(Signal::KILL).unwrap();
+        drop(disks);
+        let serial = vm.kill().unwrap().serial;
+        daemon.kill(PATIENCE).unwrap();
+        let cut = cut.unwrap_or_else(|| panic!("the guest failed:\n{serial}"));
+        Some((serial, format!("{delay:?} after {begin}, {cut}")))
+    }
+}
