@@ -2,9 +2,9 @@
 
 //! Kills, one after another, on files that are carried on: what a guest has synced stays.
 
-use std::time::{Duration, SystemTime};
+use std::time::Duration;
 
-use guest_harness::{Daemon, Lab, Outcome, Vm};
+use guest_harness::{Daemon, Lab, Outcome, Random, Rounds, Vm};
 use rustix::process::Signal;
 
 use super::{SECTORS, base, can_serve, same, serve_overlay, word};
@@ -67,12 +67,10 @@ const PATIENCE: Duration = Duration::from_secs(20);
 /// killed; in every fourth round while it still checks. Returns the daemon that the last guest, which
 /// only checked, was on.
 fn kill_rounds(lab: &Lab, filesystem: Filesystem, serve: impl Fn() -> Daemon) -> Daemon {
-    let rounds = variable("VHOST_PMEM_KILL_ROUNDS").unwrap_or(VICTIMS.len() as u64);
-    let seed = variable("VHOST_PMEM_KILL_SEED").unwrap_or_else(now);
-    eprintln!("VHOST_PMEM_KILL_ROUNDS={rounds} VHOST_PMEM_KILL_SEED={seed}");
-    let mut random = Random(seed);
+    let rounds = Rounds::from_environment("VHOST_PMEM_KILL", VICTIMS.len() as u64);
+    let mut random = Random::new(rounds.seed);
     let mut synced = String::new();
-    for (round, victim) in (0..rounds).zip(VICTIMS.into_iter().cycle()) {
+    for (round, victim) in (0..rounds.count).zip(VICTIMS.into_iter().cycle()) {
         let daemon = serve();
         let script = filesystem.script(&format!("{}{}", check(&synced), load(round)));
         let vm = guest(lab, filesystem, &[&daemon]).script(&script).boot().unwrap();
@@ -155,28 +153,5 @@ fn kill(victim: Victim, daemon: Daemon, vm: Vm) -> Outcome {
             daemon.kill(PATIENCE).unwrap();
             outcome
         }
-    }
-}
-
-/// The number in an environment variable.
-fn variable(name: &str) -> Option<u64> {
-    let value = std::env::var(name).ok()?;
-    Some(value.parse().unwrap_or_else(|_| panic!("{name}={value} is no number")))
-}
-
-fn now() -> u64 {
-    let since = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap();
-    since.subsec_nanos().into()
-}
-
-/// SplitMix64: <https://prng.di.unimi.it/splitmix64.c>.
-struct Random(u64);
-
-impl Random {
-    fn below(&mut self, end: u64) -> u64 {
-        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
-        let mixed = (self.0 ^ (self.0 >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-        let mixed = (mixed ^ (mixed >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-        (mixed ^ (mixed >> 31)) % end
     }
 }
