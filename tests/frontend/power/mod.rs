@@ -88,7 +88,7 @@ impl Subject {
 
     fn run_until_cut(&mut self, is_new: bool) -> Option<String> {
         let seed = self.random.number();
-        let disks = VolatileDisks::start("power::serve_disks", &self.media(), seed, self.lying);
+        let disks = VolatileDisks::start("power::serve_disks", self.dir.path(), seed, self.lying);
         let mut disks = disks.unwrap()?;
         // Now and then while the daemon begins, where it makes headers and maps on new media.
         let early = self.random.one_in(if is_new { 2 } else { 8 });

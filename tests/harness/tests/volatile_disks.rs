@@ -2,14 +2,17 @@
 
 //! Disks that lose their power, through the kernel.
 
+use std::collections::BTreeSet;
 use std::fs::{self, File};
 use std::os::unix::fs::FileExt;
 
 use guest_harness::{VolatileDisks, serve_volatile_disks};
 use tempfile::TempDir;
 
-const PAGE: u64 = 4096;
-const PAGES: u64 = 64;
+const PAGE: usize = 4096;
+const PAGES: usize = 64;
+/// The size of a disk.
+const BYTES: u64 = (PAGES * PAGE) as u64;
 
 #[test]
 #[ignore = "no test: the process that serves the disks of the others"]
@@ -20,15 +23,16 @@ fn serve() {
 /// Media of zeroes.
 fn media() -> TempDir {
     let dir = tempfile::tempdir().unwrap();
+    fs::create_dir(dir.path().join("media")).unwrap();
     for name in ["one", "other"] {
-        File::create(dir.path().join(name)).unwrap().set_len(PAGES * PAGE).unwrap();
+        File::create(dir.path().join("media").join(name)).unwrap().set_len(BYTES).unwrap();
     }
     dir
 }
 
 /// Writes a page of `byte` to each page.
 fn write_all(file: &File, byte: u8) {
-    (0..PAGES).for_each(|page| file.write_all_at(&[byte; PAGE as usize], page * PAGE).unwrap());
+    (0..BYTES).step_by(PAGE).for_each(|at| file.write_all_at(&[byte; PAGE], at).unwrap());
 }
 
 /// What the media hold after the power was cut in the midst of another sync of `other`.
@@ -47,7 +51,7 @@ fn cut_after_sync_of_one(seed: u64, lying: &[&str]) -> Option<[Vec<u8>; 2]> {
     disks.cut_after(0).unwrap();
     assert!(disks.unless_cut(|| other.sync_data()).unwrap().is_none());
     other.sync_data().unwrap_err();
-    Some(["one", "other"].map(|name| fs::read(media.path().join(name)).unwrap()))
+    Some(["one", "other"].map(|name| fs::read(media.path().join("media").join(name)).unwrap()))
 }
 
 #[test]
@@ -77,11 +81,36 @@ fn power_that_is_not_cut_cuts_nobody_off() {
     };
     let path = disks.path("one");
     let done = disks.unless_cut(|| fs::read(path).unwrap()).unwrap();
-    assert_eq!(done, Some(vec![0; (PAGES * PAGE) as usize]));
-    disks.cut_after(PAGES + 1).unwrap();
+    assert_eq!(done, Some(vec![0; PAGES * PAGE]));
+    disks.cut_after(PAGES as u64 + 1).unwrap();
     let one = File::options().write(true).open(disks.path("one")).unwrap();
     assert!(disks.unless_cut(|| write_all(&one, 7)).unwrap().is_some());
     assert!(disks.unless_cut(|| one.sync_data().unwrap()).unwrap().is_some());
     assert!(disks.unless_cut(|| one.sync_data()).unwrap().is_none());
-    assert_eq!(fs::read(media.path().join("one")).unwrap(), vec![7; (PAGES * PAGE) as usize]);
+    assert_eq!(fs::read(media.path().join("media/one")).unwrap(), vec![7; PAGES * PAGE]);
+}
+
+#[test]
+fn file_that_is_made_grown_and_removed_is_as_it_was_synced_last() {
+    let (mut sizes, mut exist) = (BTreeSet::new(), BTreeSet::new());
+    for seed in 0..20 {
+        let dir = media();
+        let media = |name: &str| dir.path().join("media").join(name);
+        let disks = VolatileDisks::start("serve", dir.path(), seed, &[]).unwrap();
+        let Some(mut disks) = disks else { return };
+        let make = |name: &str| File::create_new(disks.path(name)).unwrap();
+        let synced = make("synced");
+        synced.set_len(BYTES).unwrap();
+        synced.write_all_at(&[7; PAGE], BYTES - PAGE as u64).unwrap();
+        synced.sync_all().unwrap();
+        make("unsynced").set_len(BYTES).unwrap();
+        fs::remove_file(disks.path("other")).unwrap();
+        assert!(!disks.path("other").exists());
+        disks.cut_after(0).unwrap();
+        assert!(disks.unless_cut(|| synced.sync_data()).unwrap().is_none());
+        assert_eq!(fs::read(media("synced")).unwrap()[PAGES * PAGE - PAGE..], [7; PAGE]);
+        sizes.insert(fs::metadata(media("unsynced")).unwrap().len());
+        exist.insert(media("other").exists());
+    }
+    assert_eq!((Vec::from_iter(sizes), Vec::from_iter(exist)), (vec![0, BYTES], vec![false, true]));
 }

@@ -3,6 +3,7 @@
 //! A disk with a volatile cache.
 
 use std::collections::HashMap;
+use std::ffi::OsStr;
 use std::fmt;
 use std::fs::File;
 use std::io;
@@ -10,6 +11,7 @@ use std::ops::AddAssign;
 use std::os::unix::fs::FileExt;
 use std::path::Path;
 
+use super::metadata::{self, Metadata};
 use crate::random::Random;
 
 /// Written whole or not at all.
@@ -28,6 +30,7 @@ pub(super) struct Disk {
     unsynced: Vec<Write>,
     /// What a sector holds for whoever reads it, if that isn't on the medium.
     seen: HashMap<u64, [u8; SECTOR]>,
+    metadata: Metadata,
 }
 
 /// A page that was written, or a part of one.
@@ -65,7 +68,8 @@ impl Disk {
     pub(super) fn open(path: &Path, lies: bool) -> io::Result<Self> {
         let medium = File::options().read(true).write(true).open(path)?;
         let size = medium.metadata()?.len();
-        Ok(Self { medium, size, lies, unsynced: Vec::new(), seen: HashMap::new() })
+        let (unsynced, seen, metadata) = Default::default();
+        Ok(Self { medium, size, lies, unsynced, seen, metadata })
     }
 
     pub(super) fn size(&self) -> u64 {
@@ -104,6 +108,26 @@ impl Disk {
         Ok(())
     }
 
+    /// Gives it another size.
+    pub(super) fn set_len(&mut self, len: u64) -> io::Result<()> {
+        if len < self.size || len % PAGE as u64 != 0 {
+            return Err(io::ErrorKind::InvalidInput.into());
+        }
+        self.metadata.set_len(&self.medium, len)?;
+        self.size = len;
+        Ok(())
+    }
+
+    /// An extended attribute, if it has that.
+    pub(super) fn attribute(&self, name: &OsStr) -> io::Result<Option<Vec<u8>>> {
+        metadata::attribute(&self.medium, name)
+    }
+
+    /// Sets an extended attribute, or takes it away.
+    pub(super) fn set_attribute(&mut self, name: &OsStr, value: Option<&[u8]>) -> io::Result<()> {
+        self.metadata.set_attribute(&self.medium, name, value)
+    }
+
     /// Makes durable what was written before.
     pub(super) fn sync(&mut self) -> io::Result<()> {
         if self.lies {
@@ -113,6 +137,7 @@ impl Disk {
             self.medium.write_all_at(&bytes, sector * SECTOR as u64)?;
         }
         self.unsynced.clear();
+        self.metadata.sync();
         Ok(())
     }
 
@@ -139,6 +164,7 @@ impl Disk {
                 }
             }
         }
+        self.metadata.lose(&self.medium, random)?;
         Ok(losses)
     }
 
@@ -246,6 +272,29 @@ mod tests {
         disk.read(0, &mut bytes).unwrap();
         assert_eq!(bytes, [[5; SECTOR], [6; SECTOR], [5; SECTOR]].as_flattened());
         assert_eq!(page(&medium, 0), [5; PAGE]);
+    }
+
+    #[test]
+    fn unsynced_size_and_attributes_are_there_or_are_not() {
+        let name = OsStr::new("user.test");
+        let (mut sizes, mut values) = (BTreeSet::new(), BTreeSet::new());
+        for seed in 0..50 {
+            let (mut disk, medium) = disk(false);
+            if let Err(error) = disk.set_attribute(name, Some(b"1")) {
+                eprintln!("skipped: {error}");
+                return;
+            }
+            disk.sync().unwrap();
+            disk.set_attribute(name, Some(b"2")).unwrap();
+            disk.set_attribute(name, None).unwrap();
+            disk.set_len(2 * (PAGES * PAGE) as u64).unwrap();
+            assert_eq!(disk.attribute(name).unwrap(), None);
+            disk.lose(&mut Random::new(seed)).unwrap();
+            sizes.insert(medium.metadata().unwrap().len());
+            values.insert(metadata::attribute(&medium, name).unwrap());
+        }
+        assert_eq!(Vec::from_iter(sizes), [1, 2].map(|times| times * (PAGES * PAGE) as u64));
+        assert_eq!(Vec::from_iter(values), [None, Some(b"1".to_vec())]);
     }
 
     #[test]

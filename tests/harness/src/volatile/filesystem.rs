@@ -1,16 +1,22 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
 
-//! Disks as files of a FUSE filesystem: a directory of files whose sizes don't change.
+//! Disks as the files of a directory on FUSE.
+//!
+//! A file that is made is there at once, empty. One that is removed may be there again after a power
+//! cut.
 
+use std::collections::BTreeMap;
 use std::ffi::{OsStr, OsString};
+use std::fs::{self, File};
 use std::io;
-use std::sync::Arc;
+use std::path::PathBuf;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, SystemTime};
 
 use fuser::{
     BsdFileFlags, Errno, FileAttr, FileHandle, FileType, Filesystem, FopenFlags, Generation,
-    INodeNo, KernelConfig, LockOwner, OpenFlags, ReplyAttr, ReplyData, ReplyEmpty, ReplyEntry,
-    ReplyOpen, ReplyWrite, Request, TimeOrNow, WriteFlags,
+    INodeNo, KernelConfig, LockOwner, OpenFlags, ReplyAttr, ReplyCreate, ReplyData, ReplyEmpty,
+    ReplyEntry, ReplyOpen, ReplyWrite, ReplyXattr, Request, TimeOrNow, WriteFlags,
 };
 
 use super::disk::{Disk, SECTOR};
@@ -22,20 +28,46 @@ const REQUEST_BYTES: u32 = 1 << 20;
 const FOR_EVER: Duration = Duration::from_secs(u32::MAX as u64);
 
 pub(super) struct Disks {
-    pub(super) power: Arc<Power>,
-    pub(super) names: Vec<OsString>,
+    power: Arc<Power>,
+    media: PathBuf,
+    /// The number of the disk of a name.
+    numbers: Mutex<BTreeMap<OsString, usize>>,
 }
 
 impl Disks {
-    /// The number of the disk that is this inode; the root is none.
-    fn number(&self, inode: INodeNo) -> Option<usize> {
-        let number = usize::try_from(inode.0.checked_sub(INodeNo::ROOT.0 + 1)?).ok()?;
-        (number < self.names.len()).then_some(number)
+    /// Those of the files in the directory `media`, which are numbered in this order.
+    pub(super) fn new(power: Arc<Power>, media: PathBuf, names: Vec<OsString>) -> Self {
+        Self { power, media, numbers: Mutex::new(names.into_iter().zip(0..).collect()) }
+    }
+
+    fn numbers(&self) -> MutexGuard<'_, BTreeMap<OsString, usize>> {
+        self.numbers.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn create(&self, name: &OsStr) -> io::Result<INodeNo> {
+        let path = self.media.join(name);
+        let number = self.power.add(|| {
+            // It may have been removed, and be there still; or be in use by who had it open.
+            match fs::remove_file(&path) {
+                Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
+                _ => File::create_new(&path)?,
+            };
+            Disk::open(&path, false)
+        })?;
+        self.numbers().insert(name.to_owned(), number);
+        Ok(inode(number))
+    }
+
+    fn remove(&self, name: &OsStr) -> io::Result<()> {
+        if self.numbers().remove(name).is_none() {
+            return Err(io::ErrorKind::NotFound.into());
+        }
+        self.power.perhaps(|| fs::remove_file(self.media.join(name)))
     }
 
     fn attributes(&self, inode: INodeNo) -> FileAttr {
         let time = SystemTime::UNIX_EPOCH;
-        let (kind, perm, size) = match self.number(inode) {
+        let (kind, perm, size) = match number(inode) {
             Some(number) => (FileType::RegularFile, 0o600, self.power.read(number, Disk::size)),
             None => (FileType::Directory, 0o700, 0),
         };
@@ -59,8 +91,28 @@ impl Disks {
     }
 }
 
+/// The inode of the disk of that number.
+fn inode(number: usize) -> INodeNo {
+    INodeNo(INodeNo::ROOT.0 + 1 + number as u64)
+}
+
+/// The number of the disk that is this inode; the root is none.
+fn number(inode: INodeNo) -> Option<usize> {
+    inode.0.checked_sub(INodeNo::ROOT.0 + 1)?.try_into().ok()
+}
+
 fn errno(error: &io::Error) -> Errno {
-    error.raw_os_error().map_or(Errno::EINVAL, Errno::from_i32)
+    match error.kind() {
+        io::ErrorKind::NotFound => Errno::ENOENT,
+        _ => error.raw_os_error().map_or(Errno::EINVAL, Errno::from_i32),
+    }
+}
+
+fn reply_empty(done: io::Result<()>, reply: ReplyEmpty) {
+    match done {
+        Ok(()) => reply.ok(),
+        Err(error) => reply.error(errno(&error)),
+    }
 }
 
 impl Filesystem for Disks {
@@ -71,13 +123,37 @@ impl Filesystem for Disks {
     }
 
     fn lookup(&self, _: &Request, _: INodeNo, name: &OsStr, reply: ReplyEntry) {
-        match self.names.iter().position(|one| one == name) {
+        let number = self.numbers().get(name).copied();
+        match number {
             Some(number) => {
-                let inode = INodeNo(INodeNo::ROOT.0 + 1 + number as u64);
-                reply.entry(&FOR_EVER, &self.attributes(inode), Generation(0));
+                reply.entry(&FOR_EVER, &self.attributes(inode(number)), Generation(0));
             }
             None => reply.error(Errno::ENOENT),
         }
+    }
+
+    fn create(
+        &self,
+        _: &Request,
+        _: INodeNo,
+        name: &OsStr,
+        _: u32,
+        _: u32,
+        _: i32,
+        reply: ReplyCreate,
+    ) {
+        match Self::create(self, name) {
+            Ok(inode) => {
+                let (attributes, handle) = (self.attributes(inode), FileHandle(0));
+                let keep = FopenFlags::FOPEN_KEEP_CACHE;
+                reply.created(&FOR_EVER, &attributes, Generation(0), handle, keep);
+            }
+            Err(error) => reply.error(errno(&error)),
+        }
+    }
+
+    fn unlink(&self, _: &Request, _: INodeNo, name: &OsStr, reply: ReplyEmpty) {
+        reply_empty(self.remove(name), reply);
     }
 
     fn getattr(&self, _: &Request, inode: INodeNo, _: Option<FileHandle>, reply: ReplyAttr) {
@@ -102,11 +178,15 @@ impl Filesystem for Disks {
         _: Option<BsdFileFlags>,
         reply: ReplyAttr,
     ) {
-        if size.is_some() {
-            return reply.error(Errno::EPERM);
+        let done = match (number(inode), size) {
+            (Some(number), Some(size)) => self.power.operate(number, |disk| disk.set_len(size)),
+            // Times, which nobody asks for.
+            _ => Ok(()),
+        };
+        match done {
+            Ok(()) => reply.attr(&FOR_EVER, &self.attributes(inode)),
+            Err(error) => reply.error(errno(&error)),
         }
-        // Times, which nobody asks for.
-        reply.attr(&FOR_EVER, &self.attributes(inode));
     }
 
     fn open(&self, _: &Request, _: INodeNo, _: OpenFlags, reply: ReplyOpen) {
@@ -125,7 +205,7 @@ impl Filesystem for Disks {
         _: Option<LockOwner>,
         reply: ReplyData,
     ) {
-        let Some(number) = self.number(inode) else { return reply.error(Errno::EISDIR) };
+        let Some(number) = number(inode) else { return reply.error(Errno::EISDIR) };
         let mut buffer = Vec::new();
         let read = self.power.read(number, |disk| {
             let len = disk.size().saturating_sub(offset).min(size.into());
@@ -150,7 +230,7 @@ impl Filesystem for Disks {
         _: Option<LockOwner>,
         reply: ReplyWrite,
     ) {
-        let Some(number) = self.number(inode) else { return reply.error(Errno::EISDIR) };
+        let Some(number) = number(inode) else { return reply.error(Errno::EISDIR) };
         match self.power.operate(number, |disk| disk.write(offset, data)) {
             Ok(()) => reply.written(u32::try_from(data.len()).expect("no more than a request has")),
             Err(error) => reply.error(errno(&error)),
@@ -163,9 +243,51 @@ impl Filesystem for Disks {
     }
 
     fn fsync(&self, _: &Request, inode: INodeNo, _: FileHandle, _: bool, reply: ReplyEmpty) {
-        let Some(number) = self.number(inode) else { return reply.ok() };
-        match self.power.operate(number, Disk::sync) {
-            Ok(()) => reply.ok(),
+        let Some(number) = number(inode) else { return reply.error(Errno::EISDIR) };
+        reply_empty(self.power.operate(number, Disk::sync), reply);
+    }
+
+    fn fsyncdir(&self, _: &Request, _: INodeNo, _: FileHandle, _: bool, reply: ReplyEmpty) {
+        reply.ok();
+    }
+
+    fn setxattr(
+        &self,
+        _: &Request,
+        inode: INodeNo,
+        name: &OsStr,
+        value: &[u8],
+        _: i32,
+        _: u32,
+        reply: ReplyEmpty,
+    ) {
+        let Some(number) = number(inode) else { return reply.error(Errno::EISDIR) };
+        let set = self.power.operate(number, |disk| disk.set_attribute(name, Some(value)));
+        reply_empty(set, reply);
+    }
+
+    fn getxattr(&self, _: &Request, inode: INodeNo, name: &OsStr, size: u32, reply: ReplyXattr) {
+        let Some(number) = number(inode) else { return reply.error(Errno::EISDIR) };
+        match self.power.read(number, |disk| disk.attribute(name)) {
+            Ok(Some(value)) if size == 0 => {
+                reply.size(u32::try_from(value.len()).expect("a short one"));
+            }
+            Ok(Some(value)) if value.len() > size as usize => reply.error(Errno::ERANGE),
+            Ok(Some(value)) => reply.data(&value),
+            Ok(None) => reply.error(Errno::ENODATA),
+            Err(error) => reply.error(errno(&error)),
+        }
+    }
+
+    fn removexattr(&self, _: &Request, inode: INodeNo, name: &OsStr, reply: ReplyEmpty) {
+        let Some(number) = number(inode) else { return reply.error(Errno::EISDIR) };
+        let attribute = self.power.read(number, |disk| disk.attribute(name));
+        match attribute {
+            Ok(Some(_)) => {
+                let removed = self.power.operate(number, |disk| disk.set_attribute(name, None));
+                reply_empty(removed, reply);
+            }
+            Ok(None) => reply.error(Errno::ENODATA),
             Err(error) => reply.error(errno(&error)),
         }
     }

@@ -12,6 +12,9 @@
 //! waits until the [`VolatileDisks`] are dropped, and gets an error then. What is on the media is what a
 //! machine finds that boots again.
 //!
+//! New files may be made there, and be given a size; files have extended attributes, and may be
+//! removed. All that isn't synced may be undone by a power cut.
+//!
 //! The kernel's page cache of these files is part of what is lost. It may write pages back at any
 //! time; those are in the disk's cache then, as on any machine.
 //!
@@ -21,6 +24,7 @@
 
 mod disk;
 mod filesystem;
+mod metadata;
 mod power;
 
 use std::collections::BTreeSet;
@@ -38,7 +42,6 @@ use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::io::Errno;
 use rustix::mount::UnmountFlags;
 use serde::{Deserialize, Serialize};
-use tempfile::TempDir;
 
 use self::disk::Disk;
 use self::filesystem::Disks;
@@ -62,11 +65,13 @@ struct Task {
 pub struct VolatileDisks {
     child: Child,
     control: BufReader<UnixStream>,
-    mount: TempDir,
+    mount: PathBuf,
+    /// What it says of a power cut, if that was heard already.
+    cut: Option<String>,
 }
 
 impl VolatileDisks {
-    /// Serves the files in the directory `media` as disks, in the process that is this test
+    /// Serves the files in `dir/media` as disks in `dir/disks`, in the process that is this test
     /// executable, started again for the ignored test `name`, which calls [`serve_volatile_disks`].
     /// What is lost is told by `seed`. The disks in `lying` say that they have synced, and don't.
     ///
@@ -75,13 +80,14 @@ impl VolatileDisks {
     /// # Errors
     ///
     /// When the process can't be started.
-    pub fn start(name: &str, media: &Path, seed: u64, lying: &[&str]) -> Result<Option<Self>> {
-        let mount = tempfile::Builder::new().prefix("disks-").tempdir()?;
+    pub fn start(name: &str, dir: &Path, seed: u64, lying: &[&str]) -> Result<Option<Self>> {
+        let mount = dir.join("disks");
+        fs::create_dir(&mount)?;
         let (child, control) = start_again(name)?;
-        let mut disks = Self { child, control: BufReader::new(control), mount };
+        let mut disks = Self { child, control: BufReader::new(control), mount, cut: None };
         let task = Task {
-            media: media.to_owned(),
-            mount: disks.mount.path().to_owned(),
+            media: dir.join("media"),
+            mount: disks.mount.clone(),
             seed,
             lying: lying.iter().map(|name| (*name).to_owned()).collect(),
         };
@@ -97,7 +103,7 @@ impl VolatileDisks {
     /// The disk of the file `name`.
     #[must_use]
     pub fn path(&self, name: &str) -> PathBuf {
-        self.mount.path().join(name)
+        self.mount.join(name)
     }
 
     /// Has the power cut in place of the write or sync after so many more, of all disks together.
@@ -106,7 +112,13 @@ impl VolatileDisks {
     ///
     /// When their process has ended.
     pub fn cut_after(&mut self, operations: u64) -> Result<()> {
-        self.say(&operations.to_string())
+        self.say(&operations.to_string())?;
+        match self.next_line()? {
+            Some(line) if line == "armed" => {}
+            Some(line) => self.cut = Some(line),
+            None => bail!("the disks' process has ended"),
+        }
+        Ok(())
     }
 
     /// Waits until the power is cut, and tells what was lost; or until something that was not to end
@@ -116,12 +128,16 @@ impl VolatileDisks {
     ///
     /// When the process that serves them has ended, or could not leave on the media what is left.
     pub fn wait_for_cut_or(&mut self, mut ended: impl FnMut() -> bool) -> Result<Option<String>> {
-        while !self.speaks_within(TICK)? {
+        while self.cut.is_none() && !self.speaks_within(TICK)? {
             if ended() {
                 return Ok(None);
             }
         }
-        match self.next_line()? {
+        let line = match self.cut.take() {
+            None => self.next_line()?,
+            line => line,
+        };
+        match line {
             Some(line) if line.starts_with("cut: of") => Ok(Some(line)),
             other => bail!("power was to be cut, and the disks' process says {other:?}"),
         }
@@ -178,7 +194,9 @@ impl VolatileDisks {
 impl Drop for VolatileDisks {
     fn drop(&mut self) {
         self.end();
-        unmount(self.mount.path());
+        unmount(&self.mount);
+        // The directory was empty.
+        let _ = fs::remove_dir(&self.mount);
     }
 }
 
@@ -214,7 +232,7 @@ pub fn serve_volatile_disks() -> Result<()> {
     // One that waits for ever, with the rest of them, for the power to come back.
     config.n_threads = Some(2);
     config.mount_options = vec![MountOption::FSName("volatile".to_owned())];
-    let disks = Disks { power: Arc::clone(&power), names };
+    let disks = Disks::new(Arc::clone(&power), task.media, names);
     let session = Session::new(disks, &task.mount, &config).and_then(Session::spawn);
     let _session = match session {
         Ok(session) => session,
@@ -225,7 +243,7 @@ pub fn serve_volatile_disks() -> Result<()> {
     };
     writeln!(&owner, "ready")?;
     for line in lines {
-        power.cut_after(line?.parse()?);
+        power.cut_after(line?.parse()?)?;
     }
     unmount(&task.mount);
     // Not all threads end: without power they wait for ever.

@@ -39,18 +39,38 @@ impl Power {
 
     /// Writes to a disk, or syncs it. Doesn't return if the power is cut before that or instead.
     pub(super) fn operate<T>(&self, number: usize, operate: impl FnOnce(&mut Disk) -> T) -> T {
+        operate(&mut self.count().disks[number])
+    }
+
+    /// Adds a disk, and returns its number. Doesn't return if the power is cut instead.
+    pub(super) fn add(&self, make: impl FnOnce() -> io::Result<Disk>) -> io::Result<usize> {
+        let mut machine = self.count();
+        machine.disks.push(make()?);
+        Ok(machine.disks.len() - 1)
+    }
+
+    /// Does something that isn't durable before the next sync: that is, does it or doesn't. Doesn't
+    /// return if the power is cut instead.
+    pub(super) fn perhaps(&self, act: impl FnOnce() -> io::Result<()>) -> io::Result<()> {
+        if self.count().random.one_in(2) { act() } else { Ok(()) }
+    }
+
+    /// Counts an operation.
+    fn count(&self) -> MutexGuard<'_, Machine> {
         let mut machine = self.lock();
         match &mut machine.left {
             Some(0) => cut(machine),
             Some(left) => *left -= 1,
             None => {}
         }
-        operate(&mut machine.disks[number])
+        machine
     }
 
-    /// Has the power cut in place of the write or sync after so many more.
-    pub(super) fn cut_after(&self, operations: u64) {
-        self.lock().left = Some(operations);
+    /// Has the power cut in place of the write or sync after so many more, and says that it will be.
+    pub(super) fn cut_after(&self, operations: u64) -> io::Result<()> {
+        let mut machine = self.lock();
+        machine.left = Some(operations);
+        writeln!(machine.owner, "armed")
     }
 }
 
