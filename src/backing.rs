@@ -94,7 +94,7 @@ fn open_overlay(set: &mut StoreSet, base: &Path, overlay: &Path) -> anyhow::Resu
     let context = || format!("overlay {}", overlay.display());
     let cow = if overlay == Path::new("memory") {
         set.space().add(Box::new(MemoryStore::new("memory", ample)?))?
-    } else if overlay.exists() {
+    } else if overlay.exists() && !is_empty_file(overlay) {
         set.open(overlay, Access::ReadWrite).with_context(context)?
     } else {
         let (store, _) = FileStore::open_sized(overlay, ample).with_context(context)?;
@@ -105,6 +105,11 @@ fn open_overlay(set: &mut StoreSet, base: &Path, overlay: &Path) -> anyhow::Resu
     let SnapshotUsage { used, capacity, .. } = snapshot.usage();
     info!(path = %overlay.display(), used, capacity, "overlay opened; its chunks in use");
     Ok(Arc::new(snapshot))
+}
+
+/// Whether a file is one that was made and not yet given a size, as a power cut may leave it.
+fn is_empty_file(path: &Path) -> bool {
+    path.metadata().is_ok_and(|metadata| metadata.is_file() && metadata.len() == 0)
 }
 
 fn open_file(path: &Path, args: &BackingArgs) -> anyhow::Result<FileStore> {
