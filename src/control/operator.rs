@@ -10,14 +10,15 @@ use std::sync::{Arc, Mutex, PoisonError};
 use anyhow::{Context, bail};
 use pfn_blk::table::Position;
 use pfn_blk::{
-    Access, LegState, Mirror, MirrorStatus, NrPages, Pagemap, Snapshot, SnapshotUsage, mark_origin,
-    unmark_origin,
+    Access, FileStore, LegState, Mirror, MirrorStatus, NrPages, Pagemap, Sizing, Snapshot,
+    SnapshotUsage, mark_origin, unmark_origin,
 };
 use rustix::io::Errno;
 use tracing::{info, warn};
-use vhost_pmem::{Device, Failure, Window};
+use vhost_pmem::{Device, Failure, LayerError, Window};
 
 use super::protocol::{self, Command, Cow, Report, Request, State, Status};
+use crate::backing::overlay_chunk;
 use crate::resync;
 
 /// Operates a device.
@@ -71,8 +72,24 @@ impl Operator {
 
     fn take_snapshot(&self, cow: &Path) -> anyhow::Result<()> {
         let origins = self.origins()?;
+        let ample = Snapshot::ample_cow(self.size, overlay_chunk())?;
+        // Durable before a mark names it: whoever finds the mark after a power cut finds it, too.
+        let (_, sizing) = FileStore::open_sized(cow, ample).map_err(LayerError::Store)?;
+        let taken = self.take_marked(&origins, cow);
+        if taken.is_err() {
+            unmark(&origins);
+            if sizing == Sizing::Created {
+                // Nobody misses it, and the next attempt can do without.
+                let _ = fs::remove_file(cow);
+            }
+        }
+        taken
+    }
+
+    /// Takes a snapshot, with all marked that must not be written from then on.
+    fn take_marked(&self, origins: &[OwnedFd], cow: &Path) -> anyhow::Result<()> {
         // Before anything is kept apart from them.
-        for origin in &origins {
+        for origin in origins {
             match mark_origin(origin, cow) {
                 Ok(()) => {}
                 Err(error) if cannot_be_marked(&error) => warn!(
@@ -80,16 +97,10 @@ impl Operator {
                     "an origin can't be marked as one; until the snapshot is merged or dropped, \
                      don't serve it without the COW store"
                 ),
-                Err(error) => {
-                    unmark(&origins);
-                    return Err(error).context("cannot mark an origin as one");
-                }
+                Err(error) => return Err(error).context("cannot mark an origin as one"),
             }
         }
-        if let Err(error) = self.device.take_snapshot(cow) {
-            unmark(&origins);
-            return Err(error.into());
-        }
+        self.device.take_snapshot(cow)?;
         info!(cow = %cow.display(), "snapshot taken; what is written from now on is kept in its COW store");
         Ok(())
     }
