@@ -8,12 +8,15 @@
 //! at what the next daemon makes of what is left on the media.
 
 mod ledger;
+mod live;
 mod load;
+mod operations;
 mod record;
 mod stack;
 
 use std::fs;
 use std::path::PathBuf;
+use std::thread;
 use std::time::Duration;
 
 use guest_harness::{Daemon, Random, Rounds, VolatileDisks, serve_volatile_disks};
@@ -21,6 +24,7 @@ use rustix::process::Signal;
 use tempfile::TempDir;
 
 use self::ledger::{Entry, Ledger};
+use self::live::Media;
 use self::load::{Load, Loader};
 use self::record::{PAGE, WORDS};
 use self::stack::{PAGES, Stack};
@@ -58,7 +62,6 @@ struct Subject {
 impl Subject {
     fn new(stack: Stack, seed: u64, lying: &'static [&'static str]) -> Self {
         let dir = tempfile::tempdir().unwrap();
-        fs::create_dir(dir.path().join("media")).unwrap();
         let (random, held) = (Random::new(seed), Vec::new());
         Self { stack, dir, random, lying, held, next: 2 }
     }
@@ -70,8 +73,11 @@ impl Subject {
     /// Serves, stores and flushes until the power is cut, and checks what is left. `None` where there
     /// is no FUSE to be had; an error if something is missing.
     fn round(&mut self) -> Option<Result<(), String>> {
-        let is_new = self.held.is_empty() || self.random.one_in(8);
+        let is_new = self.held.is_empty() || self.random.one_in(6);
         if is_new {
+            // There are none at first.
+            let _ = fs::remove_dir_all(self.media());
+            fs::create_dir(self.media()).unwrap();
             self.stack.make_media(&self.media());
             self.held = self.stack.first_content();
         }
@@ -95,10 +101,12 @@ impl Subject {
         if early {
             disks.cut_after(self.random.below(8)).unwrap();
         }
-        let arguments = self.stack.arguments(|name| disks.path(name), self.dir.path());
-        let started = disks.unless_cut(|| Daemon::start_served(DAEMON, arguments).unwrap());
-        let Some(daemon) = started.unwrap() else { return Some("cut while it began".to_owned()) };
-        let daemon = daemon?;
+        let mut arguments = self.stack.arguments(|name| disks.path(name), self.dir.path());
+        let control = self.dir.path().join("control");
+        arguments.extend(["--control".into(), control.clone().into()]);
+        let started = disks.unless_cut(|| Daemon::start_served(DAEMON, arguments)).unwrap();
+        let Some(daemon) = started else { return Some("cut while it began".to_owned()) };
+        let daemon = daemon.unwrap()?;
         let mut loader = Loader::start(&Load {
             socket: daemon.socket().to_owned(),
             ledger: self.dir.path().join("ledger"),
@@ -106,26 +114,40 @@ impl Subject {
             pages: PAGES,
             first: self.next,
         });
+        let (cow, random) = (disks.path("cow"), Random::new(self.random.number()));
+        let operate = move || live::operate(&control, &cow, random);
+        let operator = (self.stack == Stack::Snapshots).then(|| thread::spawn(operate));
+        let has_failed = || operator.as_ref().is_some_and(thread::JoinHandle::is_finished);
         if !early {
             loader.wait_until_begun();
             let limit = if self.random.one_in(3) { 20 } else { 400 };
             disks.cut_after(self.random.below(limit)).unwrap();
         }
-        let cut = disks.wait_for_cut_or(|| loader.has_failed()).unwrap();
+        let cut = disks.wait_for_cut_or(|| loader.has_failed() || has_failed()).unwrap();
         loader.kill();
         daemon.signal(Signal::KILL).unwrap();
         // They may wait for the disks.
         drop(disks);
-        let cut =
-            cut.unwrap_or_else(|| panic!("the VMM failed; the daemon says:\n{}", daemon.log()));
+        let said = operator.map(|operator| operator.join().unwrap());
+        let cut = cut.unwrap_or_else(|| {
+            panic!("the VMM or the operator failed: {said:?}; the daemon says:\n{}", daemon.log())
+        });
         daemon.kill(PATIENCE).unwrap();
         Some(cut)
     }
 
     /// Has the next daemon serve what is on the media, and looks at it.
     fn check(&mut self, entries: &[Entry]) -> Result<(), String> {
-        let media = self.media();
-        let arguments = self.stack.arguments(|name| media.join(name), self.dir.path());
+        let dir = self.dir.path().to_owned();
+        let media = Media::new(&dir);
+        let mut is_origin = self.stack == Stack::Snapshots && media.is_origin();
+        let mut arguments = self.stack.arguments(|name| dir.join("disks").join(name), &dir);
+        if is_origin && self.random.one_in(2) {
+            media.merge()?;
+            is_origin = media.is_origin();
+        } else if is_origin {
+            arguments.extend(["--overlay".into(), dir.join("disks/cow").into()]);
+        }
         let daemon = Daemon::start(DAEMON, arguments).map_err(|error| format!("{error:#}"))?;
         let mut vmm = Vmm::start(daemon.socket(), Abilities::default());
         if vmm.driver.flush() != 0 {
@@ -148,6 +170,9 @@ impl Subject {
         }
         let (status, log) = daemon.terminate().unwrap();
         assert!(status.success(), "{log}");
+        if is_origin {
+            media.merge()?;
+        }
         self.check_media()
     }
 
@@ -157,6 +182,7 @@ impl Subject {
         match self.stack {
             Stack::Mirror if read("one") != self.held => Err("the first leg differs".to_owned()),
             Stack::Mirror if read("other") != self.held => Err("the second leg differs".to_owned()),
+            Stack::Snapshots if read("one") != self.held => Err("the file differs".to_owned()),
             Stack::Overlay if read("base") != self.stack.first_content() => {
                 Err("the base was changed".to_owned())
             }
@@ -226,6 +252,11 @@ fn overlay_keeps_what_was_flushed_over_power_cuts() {
 #[test]
 fn mirror_keeps_what_was_flushed_over_power_cuts_on_both_legs() {
     flushed_pages_survive(Stack::Mirror);
+}
+
+#[test]
+fn file_keeps_what_was_flushed_while_snapshots_are_taken_and_merged_over_power_cuts() {
+    flushed_pages_survive(Stack::Snapshots);
 }
 
 /// These tests can fail: a disk that doesn't sync is found out.

@@ -6,16 +6,12 @@ use std::ffi::OsString;
 use std::fs::{self, File};
 use std::path::{Path, PathBuf};
 
-use pfn_blk::{NrPages, Snapshot};
-
 use super::record::{self, PAGE};
 
 /// The size of what the guest sees.
 pub(super) const PAGES: usize = 1024;
 const BYTES: u64 = (PAGES * PAGE) as u64;
 const SECTORS: u64 = BYTES / 512;
-/// An overlay's chunks are of so many pages.
-const CHUNK: u64 = 4;
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Stack {
@@ -24,6 +20,8 @@ pub(super) enum Stack {
     Served,
     Overlay,
     Mirror,
+    /// A served file, of which snapshots are taken and merged meanwhile.
+    Snapshots,
 }
 
 impl Stack {
@@ -33,14 +31,11 @@ impl Stack {
             File::create(media.join(name)).unwrap().set_len(bytes).unwrap();
         };
         match self {
-            Self::Direct | Self::Served => make("one", BYTES),
+            Self::Direct | Self::Served | Self::Snapshots => make("one", BYTES),
             Self::Striped => ["one", "other"].into_iter().for_each(|name| make(name, BYTES / 2)),
             Self::Overlay => {
                 let base: Vec<_> = (0..PAGES).flat_map(|page| record::bytes(1, page)).collect();
                 fs::write(media.join("base"), base).unwrap();
-                let pages = |count| NrPages::try_new(count).unwrap();
-                let ample = Snapshot::ample_cow(pages(PAGES as u64), pages(CHUNK)).unwrap();
-                make("cow", ample.bytes());
             }
             Self::Mirror => {
                 ["one", "other"].into_iter().for_each(|name| make(name, BYTES));
@@ -64,7 +59,7 @@ impl Stack {
         let shown = |name| path(name).display().to_string();
         let table = match self {
             Self::Direct => return vec!["--file".into(), path("one").into()],
-            Self::Served => {
+            Self::Served | Self::Snapshots => {
                 return vec![
                     "--window".into(),
                     "served".into(),

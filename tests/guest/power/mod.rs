@@ -11,8 +11,7 @@ use std::path::PathBuf;
 use std::process::Command;
 use std::time::{Duration, Instant};
 
-use guest_harness::{Daemon, Lab, Random, Rounds, VolatileDisks, serve_volatile_disks};
-use pfn_blk::{NrPages, Snapshot};
+use guest_harness::{Daemon, Lab, Random, Rounds, VmBuilder, VolatileDisks, serve_volatile_disks};
 use rustix::process::Signal;
 use tempfile::TempDir;
 
@@ -28,8 +27,6 @@ on_ext4_and_xfs! {
 }
 
 const SIZE: u64 = 512 << 20;
-/// An overlay's chunks are of so many pages.
-const CHUNK: u64 = 4;
 /// How long a process that was killed may take to be gone.
 const PATIENCE: Duration = Duration::from_secs(20);
 /// How long a guest may go on until the power is cut.
@@ -46,22 +43,43 @@ fn serve_disks() {
 }
 
 fn direct_file_keeps_what_was_synced_over_power_cuts(filesystem: Filesystem) {
-    cut_rounds(filesystem, false);
+    cut_rounds(filesystem, Memory::Direct);
 }
 
 fn overlay_keeps_what_was_synced_over_power_cuts(filesystem: Filesystem) {
     if can_serve() {
-        cut_rounds(filesystem, true);
+        cut_rounds(filesystem, Memory::Overlay);
     }
+}
+
+#[test]
+#[ignore = "tells what is the guest's kernel's doing: without the daemon"]
+fn ext4_on_own_device_keeps_what_was_synced_over_power_cuts() {
+    cut_rounds(Filesystem::Ext4, Memory::Own);
+}
+
+#[test]
+#[ignore = "tells what is the guest's kernel's doing: without the daemon"]
+fn xfs_on_own_device_keeps_what_was_synced_over_power_cuts() {
+    cut_rounds(Filesystem::Xfs, Memory::Own);
+}
+
+/// What the guest's memory is.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Memory {
+    Direct,
+    Overlay,
+    /// QEMU's own device, on the disk itself.
+    Own,
 }
 
 /// Boots guests that check what those before them have synced and sync more, until the power is cut,
 /// in every fourth round while they still check. The last one only checks.
-fn cut_rounds(filesystem: Filesystem, is_overlay: bool) {
+fn cut_rounds(filesystem: Filesystem, memory: Memory) {
     let lab = Lab::open().unwrap();
     let rounds = Rounds::from_environment("VHOST_PMEM_POWER", 3);
     let mut random = Random::new(rounds.seed);
-    let machine = Machine::new(&lab, filesystem, is_overlay);
+    let machine = Machine::new(&lab, filesystem, memory);
     let (mut pages, mut renames) = (Pages::new(), Renames::default());
     for round in 0..rounds.count {
         let changes = Changes::new(&mut random);
@@ -84,16 +102,12 @@ fn cut_rounds(filesystem: Filesystem, is_overlay: bool) {
             eprintln!("round {round}: {cut}, while the guest checked");
         }
     }
-    let daemon = machine.serve(|name| machine.media().join(name));
-    let vm = guest(&lab, filesystem, &[&daemon]).script(&filesystem.script(&check()));
-    let outcome = vm.run().unwrap();
+    let (daemon, vm) = machine.guest(|name| machine.media().join(name));
+    let outcome = vm.script(&filesystem.script(&check())).run().unwrap();
     pages.check(&outcome.serial);
     renames.check(&outcome.serial);
-    daemon.terminate().unwrap();
-    assert!(
-        !is_overlay || same(&machine.media().join("base"), &machine.base()),
-        "the base was changed"
-    );
+    drop(daemon);
+    machine.check_base();
 }
 
 /// What a guest does first: finds a clean filesystem, once its log is replayed, and says what is in it.
@@ -114,22 +128,19 @@ fn check() -> String {
 struct Machine<'lab> {
     lab: &'lab Lab,
     filesystem: Filesystem,
-    is_overlay: bool,
+    memory: Memory,
     dir: TempDir,
 }
 
 impl<'lab> Machine<'lab> {
     /// One with an empty filesystem.
-    fn new(lab: &'lab Lab, filesystem: Filesystem, is_overlay: bool) -> Self {
-        let machine = Self { lab, filesystem, is_overlay, dir: tempfile::tempdir().unwrap() };
+    fn new(lab: &'lab Lab, filesystem: Filesystem, memory: Memory) -> Self {
+        let machine = Self { lab, filesystem, memory, dir: tempfile::tempdir().unwrap() };
         fs::create_dir(machine.media()).unwrap();
-        let disk = machine.media().join(if is_overlay { "base" } else { "disk" });
+        let disk = machine.media().join("disk");
         sparse_file(&disk, SIZE);
         filesystem.make(lab, &disk);
-        if is_overlay {
-            let pages = |count| NrPages::try_new(count).unwrap();
-            let ample = Snapshot::ample_cow(pages(SIZE / 4096), pages(CHUNK)).unwrap();
-            sparse_file(&machine.media().join("cow"), ample.bytes());
+        if memory == Memory::Overlay {
             let mut copy = Command::new("cp");
             copy.arg("--sparse=always").args([&disk, &machine.base()]);
             assert!(copy.status().unwrap().success());
@@ -146,13 +157,27 @@ impl<'lab> Machine<'lab> {
         self.dir.path().join("base")
     }
 
-    /// The daemon, serving what is at `path`.
-    fn serve(&self, path: impl Fn(&str) -> PathBuf) -> Daemon {
-        let arguments = match self.is_overlay {
-            true => vec!["--file".into(), path("base"), "--overlay".into(), path("cow")],
-            false => vec!["--file".into(), path("disk")],
+    fn check_base(&self) {
+        let is_kept =
+            self.memory != Memory::Overlay || same(&self.media().join("disk"), &self.base());
+        assert!(is_kept, "the base was changed");
+    }
+
+    /// A guest on what is at `path`, and the daemon between them.
+    fn guest(&self, path: impl Fn(&str) -> PathBuf) -> (Option<Daemon>, VmBuilder<'lab>) {
+        let arguments = match self.memory {
+            Memory::Direct => vec!["--file".into(), path("disk")],
+            Memory::Overlay => {
+                vec!["--file".into(), path("disk"), "--overlay".into(), path("cow")]
+            }
+            Memory::Own => {
+                let vm = guest(self.lab, self.filesystem, &[]);
+                return (None, vm.own_virtio_pmem(path("disk"), SIZE));
+            }
         };
-        Daemon::start(DAEMON, arguments).unwrap()
+        let daemon = Daemon::start(DAEMON, arguments).unwrap();
+        let vm = guest(self.lab, self.filesystem, &[&daemon]);
+        (Some(daemon), vm)
     }
 
     /// Boots a guest and cuts the power at a moment after it has printed `begin`. Returns what it has
@@ -163,10 +188,11 @@ impl<'lab> Machine<'lab> {
         begin: &str,
         random: &mut Random,
     ) -> Option<(String, String)> {
-        let disks = VolatileDisks::start("power::serve_disks", &self.media(), random.number(), &[]);
+        let disks =
+            VolatileDisks::start("power::serve_disks", self.dir.path(), random.number(), &[]);
         let mut disks = disks.unwrap()?;
-        let daemon = self.serve(|name| disks.path(name));
-        let vm = guest(self.lab, self.filesystem, &[&daemon]).script(script).boot().unwrap();
+        let (daemon, vm) = self.guest(|name| disks.path(name));
+        let vm = vm.script(script).boot().unwrap();
         vm.wait_for(begin).unwrap();
         let delay = Duration::from_millis(random.below(1500));
         std::thread::sleep(delay);
@@ -175,10 +201,14 @@ impl<'lab> Machine<'lab> {
         let has_ended = || vm.serial().contains("MARK done") || Instant::now() > limit;
         let cut = disks.wait_for_cut_or(has_ended).unwrap();
         // It goes first, so that nothing that fails from now on reaches the guest.
-        daemon.signal(Signal::KILL).unwrap();
+        if let Some(daemon) = &daemon {
+            daemon.signal(Signal::KILL).unwrap();
+        }
         drop(disks);
         let serial = vm.kill().unwrap().serial;
-        daemon.kill(PATIENCE).unwrap();
+        if let Some(daemon) = daemon {
+            daemon.kill(PATIENCE).unwrap();
+        }
         let cut = cut.unwrap_or_else(|| panic!("the guest failed:\n{serial}"));
         Some((serial, format!("{delay:?} after {begin}, {cut}")))
     }

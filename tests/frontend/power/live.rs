@@ -1,0 +1,66 @@
+// SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
+
+//! Snapshots that are taken and merged while the guest runs, and what an operator does about one
+//! after a power cut.
+
+use std::fs::{self, File};
+use std::os::unix::fs::symlink;
+use std::path::Path;
+use std::process::Command;
+use std::thread;
+use std::time::Duration;
+
+use guest_harness::Random;
+use pfn_blk::origin_mark;
+
+use super::DAEMON;
+
+/// Takes snapshots and merges them, one after another, until the daemon doesn't any more. Returns
+/// what it says then.
+pub(super) fn operate(control: &Path, cow: &Path, mut random: Random) -> String {
+    loop {
+        for command in [["snapshot".as_ref(), cow.as_os_str()].as_slice(), &["merge".as_ref()]] {
+            thread::sleep(Duration::from_millis(random.below(40)));
+            let output = Command::new(DAEMON).args(command).arg("--control").arg(control).output();
+            let output = output.unwrap();
+            if !output.status.success() {
+                return String::from_utf8_lossy(&output.stderr).into_owned();
+            }
+        }
+    }
+}
+
+/// After a power cut, for as long as it is there: the media where the disks were, as that is where
+/// their marks say that the others are.
+pub(super) struct Media<'a>(&'a Path);
+
+impl<'a> Media<'a> {
+    pub(super) fn new(dir: &'a Path) -> Self {
+        symlink(dir.join("media"), dir.join("disks")).unwrap();
+        Self(dir)
+    }
+
+    /// Whether a snapshot had been taken of the file.
+    pub(super) fn is_origin(&self) -> bool {
+        let mark = origin_mark(File::open(self.0.join("media/one")).unwrap()).unwrap();
+        assert!(mark.is_none() || mark == Some(self.0.join("disks/cow")), "{mark:?}");
+        mark.is_some()
+    }
+
+    /// Merges it, while nobody serves it.
+    pub(super) fn merge(&self) -> Result<(), String> {
+        let mut merge = Command::new(DAEMON);
+        merge.arg("merge").arg("--file").arg(self.0.join("disks/one"));
+        let output = merge.arg("--overlay").arg(self.0.join("disks/cow")).output().unwrap();
+        match output.status.success() {
+            true => Ok(()),
+            false => Err(String::from_utf8_lossy(&output.stderr).into_owned()),
+        }
+    }
+}
+
+impl Drop for Media<'_> {
+    fn drop(&mut self) {
+        fs::remove_file(self.0.join("disks")).unwrap();
+    }
+}
