@@ -11,7 +11,7 @@ use std::thread;
 use std::time::Duration;
 
 use guest_harness::Random;
-use pfn_blk::origin_mark;
+use pfn_blk::{mark_origin, origin_mark};
 
 use super::DAEMON;
 
@@ -28,6 +28,16 @@ pub(super) fn operate(control: &Path, cow: &Path, mut random: Random) -> String 
             }
         }
     }
+}
+
+/// Whether files have marks where the tests have theirs; else there is nothing to find one by.
+pub(super) fn can_mark() -> bool {
+    let file = tempfile::NamedTempFile::new().unwrap();
+    let marked = mark_origin(&file, Path::new("/cow"));
+    if let Err(error) = &marked {
+        eprintln!("skipped: {error}");
+    }
+    marked.is_ok()
 }
 
 /// After a power cut, for as long as it is there: the media where the disks were, as that is where

@@ -11,7 +11,7 @@ use guest_harness::{Daemon, VolatileDisks};
 use rustix::process::Signal;
 use tempfile::TempDir;
 
-use super::live::Media;
+use super::live::{Media, can_mark};
 use super::record::PAGE;
 use super::{DAEMON, PATIENCE};
 use crate::vmm::{Abilities, Vmm};
@@ -91,6 +91,9 @@ fn cut_everywhere(
     during: impl Fn(&Path) -> bool + Sync,
     byte: u8,
 ) {
+    if !can_mark() {
+        return;
+    }
     for count in 0.. {
         let mut was_cut = false;
         for seed in 0..2 {
