@@ -120,8 +120,10 @@ impl Subject {
         let has_failed = || operator.as_ref().is_some_and(thread::JoinHandle::is_finished);
         if !early {
             loader.wait_until_begun();
-            let limit = if self.random.one_in(3) { 20 } else { 400 };
-            disks.cut_after(self.random.below(limit)).unwrap();
+            match self.random.one_in(2) {
+                true => disks.cut_after(self.random.below(300)).unwrap(),
+                false => disks.cut_in_sync_after(self.random.below(20)).unwrap(),
+            }
         }
         let cut = disks.wait_for_cut_or(|| loader.has_failed() || has_failed()).unwrap();
         loader.kill();

@@ -196,7 +196,10 @@ impl<'lab> Machine<'lab> {
         vm.wait_for(begin).unwrap();
         let delay = Duration::from_millis(random.below(1500));
         std::thread::sleep(delay);
-        disks.cut_after(random.below(100)).unwrap();
+        match random.one_in(2) {
+            true => disks.cut_after(random.below(100)).unwrap(),
+            false => disks.cut_in_sync_after(random.below(10)).unwrap(),
+        }
         let limit = Instant::now() + CUT_LIMIT;
         let has_ended = || vm.serial().contains("MARK done") || Instant::now() > limit;
         let cut = disks.wait_for_cut_or(has_ended).unwrap();

@@ -82,7 +82,7 @@ fn power_that_is_not_cut_cuts_nobody_off() {
     let path = disks.path("one");
     let done = disks.unless_cut(|| fs::read(path).unwrap()).unwrap();
     assert_eq!(done, Some(vec![0; PAGES * PAGE]));
-    disks.cut_after(PAGES as u64 + 1).unwrap();
+    disks.cut_in_sync_after(1).unwrap();
     let one = File::options().write(true).open(disks.path("one")).unwrap();
     assert!(disks.unless_cut(|| write_all(&one, 7)).unwrap().is_some());
     assert!(disks.unless_cut(|| one.sync_data().unwrap()).unwrap().is_some());

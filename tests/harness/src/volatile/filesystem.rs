@@ -244,7 +244,7 @@ impl Filesystem for Disks {
 
     fn fsync(&self, _: &Request, inode: INodeNo, _: FileHandle, _: bool, reply: ReplyEmpty) {
         let Some(number) = number(inode) else { return reply.error(Errno::EISDIR) };
-        reply_empty(self.power.operate(number, Disk::sync), reply);
+        reply_empty(self.power.sync(number), reply);
     }
 
     fn fsyncdir(&self, _: &Request, _: INodeNo, _: FileHandle, _: bool, reply: ReplyEmpty) {

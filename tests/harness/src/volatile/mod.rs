@@ -45,7 +45,7 @@ use serde::{Deserialize, Serialize};
 
 use self::disk::Disk;
 use self::filesystem::Disks;
-use self::power::Power;
+use self::power::{Left, Power};
 use crate::again::{start_again, started_again};
 
 /// How soon it is seen that something is done.
@@ -112,7 +112,20 @@ impl VolatileDisks {
     ///
     /// When their process has ended.
     pub fn cut_after(&mut self, operations: u64) -> Result<()> {
-        self.say(&operations.to_string())?;
+        self.arm(Left::Operations(operations))
+    }
+
+    /// Has the power cut in the midst of the sync after so many more, of all disks together.
+    ///
+    /// # Errors
+    ///
+    /// When their process has ended.
+    pub fn cut_in_sync_after(&mut self, syncs: u64) -> Result<()> {
+        self.arm(Left::Syncs(syncs))
+    }
+
+    fn arm(&mut self, left: Left) -> Result<()> {
+        self.say(&serde_json::to_string(&left)?)?;
         match self.next_line()? {
             Some(line) if line == "armed" => {}
             Some(line) => self.cut = Some(line),
@@ -243,7 +256,7 @@ pub fn serve_volatile_disks() -> Result<()> {
     };
     writeln!(&owner, "ready")?;
     for line in lines {
-        power.cut_after(line?.parse()?)?;
+        power.cut_after(serde_json::from_str(&line?)?)?;
     }
     unmount(&task.mount);
     // Not all threads end: without power they wait for ever.

@@ -6,6 +6,8 @@ use std::io::{self, Write};
 use std::os::unix::net::UnixStream;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
+use serde::{Deserialize, Serialize};
+
 use super::disk::{Disk, Losses};
 use crate::random::Random;
 
@@ -13,12 +15,19 @@ use crate::random::Random;
 #[derive(Debug)]
 pub(super) struct Power(Mutex<Machine>);
 
+/// So many operations, or syncs alone.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub(super) enum Left {
+    Operations(u64),
+    Syncs(u64),
+}
+
 #[derive(Debug)]
 struct Machine {
     disks: Vec<Disk>,
     random: Random,
-    /// How many writes and syncs are left until the power is cut.
-    left: Option<u64>,
+    /// What is left until the power is cut.
+    left: Option<Left>,
     /// Who is told.
     owner: UnixStream,
 }
@@ -37,14 +46,19 @@ impl Power {
         read(&self.lock().disks[number])
     }
 
-    /// Writes to a disk, or syncs it. Doesn't return if the power is cut before that or instead.
+    /// Writes to a disk. Doesn't return if the power is cut before that or instead.
     pub(super) fn operate<T>(&self, number: usize, operate: impl FnOnce(&mut Disk) -> T) -> T {
-        operate(&mut self.count().disks[number])
+        operate(&mut self.count(false).disks[number])
+    }
+
+    /// Syncs a disk. Doesn't return if the power is cut before that or instead.
+    pub(super) fn sync(&self, number: usize) -> io::Result<()> {
+        self.count(true).disks[number].sync()
     }
 
     /// Adds a disk, and returns its number. Doesn't return if the power is cut instead.
     pub(super) fn add(&self, make: impl FnOnce() -> io::Result<Disk>) -> io::Result<usize> {
-        let mut machine = self.count();
+        let mut machine = self.count(false);
         machine.disks.push(make()?);
         Ok(machine.disks.len() - 1)
     }
@@ -52,24 +66,25 @@ impl Power {
     /// Does something that isn't durable before the next sync: that is, does it or doesn't. Doesn't
     /// return if the power is cut instead.
     pub(super) fn perhaps(&self, act: impl FnOnce() -> io::Result<()>) -> io::Result<()> {
-        if self.count().random.one_in(2) { act() } else { Ok(()) }
+        if self.count(false).random.one_in(2) { act() } else { Ok(()) }
     }
 
     /// Counts an operation.
-    fn count(&self) -> MutexGuard<'_, Machine> {
+    fn count(&self, is_sync: bool) -> MutexGuard<'_, Machine> {
         let mut machine = self.lock();
         match &mut machine.left {
-            Some(0) => cut(machine),
-            Some(left) => *left -= 1,
+            Some(Left::Syncs(_)) if !is_sync => {}
+            Some(Left::Operations(0) | Left::Syncs(0)) => cut(machine),
+            Some(Left::Operations(left) | Left::Syncs(left)) => *left -= 1,
             None => {}
         }
         machine
     }
 
-    /// Has the power cut in place of the write or sync after so many more, and says that it will be.
-    pub(super) fn cut_after(&self, operations: u64) -> io::Result<()> {
+    /// Has the power cut in place of what comes after these, and says that it will be.
+    pub(super) fn cut_after(&self, left: Left) -> io::Result<()> {
         let mut machine = self.lock();
-        machine.left = Some(operations);
+        machine.left = Some(left);
         writeln!(machine.owner, "armed")
     }
 }
