@@ -30,14 +30,20 @@ const FOR_EVER: Duration = Duration::from_secs(u32::MAX as u64);
 pub(super) struct Disks {
     power: Arc<Power>,
     media: PathBuf,
+    lying: Vec<String>,
     /// The number of the disk of a name.
     numbers: Mutex<BTreeMap<OsString, usize>>,
 }
 
 impl Disks {
     /// Those of the files in the directory `media`, which are numbered in this order.
-    pub(super) fn new(power: Arc<Power>, media: PathBuf, names: Vec<OsString>) -> Self {
-        Self { power, media, numbers: Mutex::new(names.into_iter().zip(0..).collect()) }
+    pub(super) fn new(
+        power: Arc<Power>,
+        media: PathBuf,
+        lying: Vec<String>,
+        names: Vec<OsString>,
+    ) -> Self {
+        Self { power, media, lying, numbers: Mutex::new(names.into_iter().zip(0..).collect()) }
     }
 
     fn numbers(&self) -> MutexGuard<'_, BTreeMap<OsString, usize>> {
@@ -52,7 +58,7 @@ impl Disks {
                 Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
                 _ => File::create_new(&path)?,
             };
-            Disk::open(&path, false)
+            Disk::open(&path, self.lying.iter().any(|lying| name == &**lying))
         })?;
         self.numbers().insert(name.to_owned(), number);
         Ok(inode(number))

@@ -245,7 +245,7 @@ pub fn serve_volatile_disks() -> Result<()> {
     // One that waits for ever, with the rest of them, for the power to come back.
     config.n_threads = Some(2);
     config.mount_options = vec![MountOption::FSName("volatile".to_owned())];
-    let disks = Disks::new(Arc::clone(&power), task.media, names);
+    let disks = Disks::new(Arc::clone(&power), task.media, task.lying, names);
     let session = Session::new(disks, &task.mount, &config).and_then(Session::spawn);
     let _session = match session {
         Ok(session) => session,
