@@ -52,8 +52,8 @@ pub(crate) fn check(socket: &Path, pid: u32, idle: usize, data: &[u8]) {
     let begun = usize::from(data.byte()) % (HANDSHAKE.len() + 1);
     for (request, words, nr_fds) in &HANDSHAKE[..begun] {
         let body: Vec<u8> = words.iter().flat_map(|word| word.to_le_bytes()).collect();
-        let fds = (0..*nr_fds).map(|_| frontend.good_fd(*request)).collect();
-        frontend.send(*request, 1, body.len(), &body, fds);
+        let fds: Vec<_> = (0..*nr_fds).map(|_| frontend.good_fd(*request)).collect();
+        frontend.send(*request, 1, body.len(), &body, &fds);
     }
     while !data.0.is_empty() {
         frontend.step(&mut data);
@@ -186,8 +186,8 @@ impl Frontend {
                 let at = usize::from(data.byte()) % HANDSHAKE.len();
                 let (request, words, nr_fds) = HANDSHAKE[at];
                 let body: Vec<u8> = words.iter().flat_map(|word| word.to_le_bytes()).collect();
-                let fds = (0..nr_fds).map(|_| self.good_fd(request)).collect();
-                self.send(request, 9, body.len(), &body, fds);
+                let fds: Vec<_> = (0..nr_fds).map(|_| self.good_fd(request)).collect();
+                self.send(request, 9, body.len(), &body, &fds);
             }
             _ => {
                 let request = u32::from(data.byte() % 48);
@@ -204,8 +204,8 @@ impl Frontend {
                     many @ 0..4 => usize::from(many) * 11,
                     few => usize::from(few % 3),
                 };
-                let fds = (0..nr_fds).map(|_| self.any_fd(data)).collect();
-                self.send(request, flags, len, &body, fds);
+                let fds: Vec<_> = (0..nr_fds).map(|_| self.any_fd(data)).collect();
+                self.send(request, flags, len, &body, &fds);
             }
         }
     }
@@ -215,7 +215,7 @@ impl Frontend {
     }
 
     /// Sends a message, if it is still listened to.
-    fn send(&mut self, request: u32, flags: u32, len: usize, body: &[u8], fds: Vec<OwnedFd>) {
+    fn send(&mut self, request: u32, flags: u32, len: usize, body: &[u8], fds: &[OwnedFd]) {
         // What was answered isn't wanted, but must not fill the socket.
         while self.stream.read(&mut [0; 4096]).is_ok_and(|read| read > 0) {}
         let len = u32::try_from(len).unwrap();
@@ -241,9 +241,9 @@ impl Frontend {
         let body = [body, vec![0xaa; len as usize]].concat();
         // A write is taken and forgotten.
         if data.byte() % 2 == 0 {
-            self.send(SET_CONFIG, 1, body.len(), &body, vec![]);
+            self.send(SET_CONFIG, 1, body.len(), &body, &[]);
         }
-        self.send(GET_CONFIG, 1, body.len(), &body, vec![]);
+        self.send(GET_CONFIG, 1, body.len(), &body, &[]);
         let given = if len > 0 && offset + len <= 16 { len } else { 0 };
         let expected = [GET_CONFIG, 5, 12 + given, offset, given, 0].map(u32::to_le_bytes).concat();
         let expected = [expected, vec![0; given as usize]].concat();
