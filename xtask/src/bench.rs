@@ -12,6 +12,7 @@ pub(crate) fn run_all() -> Result<()> {
         ["bench", "--quiet", "--package", "vhost-pmemd", "--bench", "windows"],
         ["bench", "--quiet", "--package", "vhost-pmemd", "--bench", "flushes"],
         ["bench", "--quiet", "--package", "vhost-pmemd", "--bench", "scale"],
+        ["bench", "--quiet", "--package", "vhost-pmemd", "--bench", "guests"],
         ["bench", "--quiet", "--package", "pfn-blk", "--bench", "stacks"],
     ] {
         let mut bench = cargo(args);

@@ -11,6 +11,7 @@ mod deny;
 mod fstests;
 mod fuzz;
 mod package;
+mod plot;
 mod process;
 #[allow(dead_code, reason = "the daemon uses all of it")]
 #[path = "../../src/size.rs"]
@@ -31,9 +32,11 @@ enum Command {
     Demo,
     /// Check formatting, lints, docs and licences, and run all tests, real guests among them
     Test,
-    /// Measure what a served window costs beside a direct one, in time and in the host's memory, and
-    /// a stack beside raw I/O
+    /// Measure what a served window costs beside a direct one, in time and in the host's memory, what
+    /// a flush costs, on the host and in a guest, and a stack beside raw I/O; then do as plot does
     Bench,
+    /// Draw the charts in docs/ of what the benchmarks found last
+    Plot,
     /// Build a Debian package, with units for systemd, manual pages and completions
     Package,
     /// Run xfstests, which you bring, built, in guests on two devices of ours, and tell which tests fail
@@ -54,7 +57,8 @@ fn main() -> ExitCode {
     let result = match Command::parse() {
         Command::Demo => demo::run(),
         Command::Test => test::run_all(),
-        Command::Bench => bench::run_all(),
+        Command::Bench => bench::run_all().and_then(|()| plot::draw_all()),
+        Command::Plot => plot::draw_all(),
         Command::Package => package::build(),
         Command::Fstests(options) => fstests::run(&options),
         Command::Fuzz { target, seconds } => fuzz::run_targets(target.as_deref(), seconds),
