@@ -11,30 +11,44 @@ use crate::fio::{JOBS_MOST, Load, Numbers, Task};
 /// Whose device it is.
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Side {
-    /// QEMU's own, what the others are compared with.
-    Own,
     Ours,
-    /// Ours, on a file that is cached in folios of one page each.
-    Prefetched,
+    /// Ours, on a file that it reads into the page cache page by page.
+    OursByPages,
+    /// QEMU's own.
+    Qemus,
+    /// QEMU's own, on a file that was read page by page.
+    QemusByPages,
 }
 
 impl Side {
-    pub(crate) const ALL: [Self; 3] = [Self::Own, Self::Ours, Self::Prefetched];
+    pub(crate) const ALL: [Self; 4] =
+        [Self::Ours, Self::OursByPages, Self::Qemus, Self::QemusByPages];
 
     fn name(self) -> &'static str {
         match self {
-            Self::Own => "QEMU's virtio-pmem-pci",
             Self::Ours => "vhost-pmemd",
-            Self::Prefetched => "vhost-pmemd --prefetch",
+            Self::OursByPages => "vhost-pmemd --prefetch",
+            Self::Qemus => "QEMU's virtio-pmem-pci",
+            Self::QemusByPages => "QEMU's, file read page by page",
         }
     }
 
-    /// Where the guest has it, below `/mnt`.
-    pub(crate) fn directory(self) -> &'static str {
+    /// A word for it: where the guest has it, below `/mnt`.
+    pub(crate) fn word(self) -> &'static str {
         match self {
-            Self::Own => "own",
             Self::Ours => "ours",
-            Self::Prefetched => "prefetched",
+            Self::OursByPages => "ours-by-pages",
+            Self::Qemus => "qemus",
+            Self::QemusByPages => "qemus-by-pages",
+        }
+    }
+
+    /// Whom it is compared with: QEMU's, with the same in the page cache.
+    fn peer(self) -> Option<Self> {
+        match self {
+            Self::Ours => Some(Self::Qemus),
+            Self::OursByPages => Some(Self::QemusByPages),
+            Self::Qemus | Self::QemusByPages => None,
         }
     }
 }
@@ -90,13 +104,13 @@ impl Contest {
         self.0.iter().filter_map(target).collect()
     }
 
-    /// The rates of `row` as multiples of those of QEMU's device in the same rounds.
+    /// The rates of `row` as multiples of its peer's in the same rounds.
     fn ratio(&self, row: &Row) -> Option<[f64; 3]> {
         let (task, side) = row.key;
-        let own = self.0.iter().find(|own| own.key == (task, Side::Own))?;
-        let rounds = row.rounds.iter().zip(&own.rounds);
-        let ratios = rounds.map(|(a, b)| rate(task, a) / rate(task, b));
-        (side != Side::Own).then(|| spread(ratios))
+        let peer = (task, side.peer()?);
+        let peer = self.0.iter().find(|row| row.key == peer)?;
+        let rounds = row.rounds.iter().zip(&peer.rounds);
+        Some(spread(rounds.map(|(a, b)| rate(task, a) / rate(task, b))))
     }
 }
 

@@ -2,8 +2,8 @@
 
 //! What a guest gets of our device beside QEMU's own.
 //!
-//! Both are there in one and the same guest, a real one under TCG, on files of the same size and the
-//! same filesystem. fio runs on each in turn, in rounds.
+//! All devices are there in one and the same guest, a real one under TCG, on files of the same size
+//! and the same filesystem. fio runs on each in turn, in rounds.
 
 mod contest;
 mod fio;
@@ -15,6 +15,9 @@ mod machine;
 
 use std::ffi::OsStr;
 use std::fmt::Write;
+use std::fs::File;
+use std::io::Read;
+use std::num::NonZeroU64;
 use std::os::unix::fs::FileExt;
 use std::path::Path;
 use std::time::Duration;
@@ -22,6 +25,7 @@ use std::time::Duration;
 use anyhow::{Context, Result, ensure};
 use clap::Parser;
 use guest_harness::{Daemon, Lab, target_dir};
+use rustix::fs::{Advice, fadvise};
 use serde_json::json;
 
 use crate::contest::{Contest, Side};
@@ -59,38 +63,18 @@ fn main() -> Result<()> {
     let lab = Lab::open()?;
     let mut facts = machine::facts("guests", &dir)?;
     write!(facts, "\nQEMU:       {}, TCG, -smp {cpus}", lab.qemu().version())?;
-    println!("{facts}");
 
-    let [own, ours, prefetched] = Side::ALL.map(|side| image(&dir, side));
-    let [own, ours, prefetched] = [own?, ours?, prefetched?];
-    let serve = |image: &Image, more: &[&str]| {
-        let file = ["--file".as_ref(), image.path().as_os_str()];
-        Daemon::start(DAEMON, file.into_iter().chain(more.iter().map(AsRef::as_ref)))
-    };
-    let daemons = [serve(&ours, &[])?, serve(&prefetched, &["--prefetch"])?];
     let turns = turns(rounds);
     let time = Duration::from_millis(turn);
-    let vm = lab.vm().program("fio").own_virtio_pmem(own.path(), (MIB as u64) << 20);
-    let outcome = daemons
-        .iter()
-        .fold(vm, |vm, daemon| vm.vhost_user_pmem(daemon.socket()))
-        .qemu_args(["-smp", &cpus.to_string()].map(OsStr::new))
-        .script(&script(&turns, time))
-        // fio takes half a second beside the turn, and where the machine is busy some more.
-        .time_limit(
-            Duration::from_secs(120)
-                + (time + Duration::from_secs(3)) * u32::try_from(turns.len())?,
-        )
-        .run()?;
+    let serial = run(&lab, &dir, &script(&turns, time), cpus, limit(turns.len(), time)?)?;
+    let kernel = serial.lines().find_map(|line| line.strip_prefix("MARK boot "));
+    write!(facts, "\nGuest:      Linux {}", kernel.context("the guest didn't boot")?)?;
+    println!("{facts}");
     let mut contest = Contest::default();
-    let mut reports = outcome.serial.lines().filter_map(|line| line.strip_prefix("REPORT "));
+    let mut reports = serial.lines().filter_map(|line| line.strip_prefix("REPORT "));
     for (task, side) in turns {
         let report = reports.next().context("the guest reports too little")?;
         contest.add(task, side, Numbers::read(task, report)?);
-    }
-    for daemon in daemons {
-        let (status, log) = daemon.terminate()?;
-        ensure!(status.success(), "the daemon failed:\n{log}");
     }
     println!("\nGuests: {rounds} rounds, turns of {turn} ms\n\n{contest}\n");
     let targets = contest.targets();
@@ -104,12 +88,53 @@ fn main() -> Result<()> {
     Ok(std::fs::write(path, serde_json::to_string_pretty(&all)? + "\n")?)
 }
 
+/// Runs `script` in a guest that has all devices; what it prints.
+fn run(lab: &Lab, dir: &Path, script: &str, cpus: usize, limit: Duration) -> Result<String> {
+    let [ours, ours_by_pages, qemus, qemus_by_pages] = Side::ALL.map(|side| image(dir, side));
+    let ours = [ours?, ours_by_pages?];
+    let qemus = [qemus?, qemus_by_pages?];
+    let serve = |image: &Image, more: &[&str]| {
+        let file = ["--file".as_ref(), image.path().as_os_str()];
+        Daemon::start(DAEMON, file.into_iter().chain(more.iter().map(AsRef::as_ref)))
+    };
+    let daemons = [serve(&ours[0], &[])?, serve(&ours[1], &["--prefetch"])?];
+    warm_by_pages(&qemus[1])?;
+    let vm = lab.vm().program("fio").qemu_args(["-smp", &cpus.to_string()].map(OsStr::new));
+    let vm = daemons.iter().fold(vm, |vm, daemon| vm.vhost_user_pmem(daemon.socket()));
+    let size = (MIB as u64) << 20;
+    let vm = qemus.iter().fold(vm, |vm, image| vm.own_virtio_pmem(image.path(), size));
+    let outcome = vm.script(script).time_limit(limit).run()?;
+    for daemon in daemons {
+        let (status, log) = daemon.terminate()?;
+        ensure!(status.success(), "the daemon failed:\n{log}");
+    }
+    Ok(outcome.serial)
+}
+
+/// How long `turns` of `time` take at most: fio takes half a second beside its turn, and more where
+/// the machine is busy.
+fn limit(turns: usize, time: Duration) -> Result<Duration> {
+    let turn = time + Duration::from_secs(3);
+    Ok(Duration::from_secs(120) + turn * u32::try_from(turns)?)
+}
+
 /// A device's file, all in the page cache, whose first line says whose it is.
 fn image(dir: &Path, side: Side) -> Result<Image> {
-    let image = Image::create(dir, &format!("{}.img", side.directory()), MIB)?;
-    image.file().write_all_at(format!("{}\n", side.directory()).as_bytes(), 0)?;
+    let image = Image::create(dir, &format!("{}.img", side.word()), MIB)?;
+    image.file().write_all_at(format!("{}\n", side.word()).as_bytes(), 0)?;
     image.warm()?;
     Ok(image)
+}
+
+/// Sees to it that all of `image` is in the page cache in folios of one page each, as the daemon does
+/// with `--prefetch`.
+fn warm_by_pages(image: &Image) -> Result<()> {
+    image.cool()?;
+    let mut file = File::open(image.path())?;
+    fadvise(&file, 0, None::<NonZeroU64>, Advice::Random)?;
+    let mut buffer = vec![0; 1 << 20];
+    while file.read(&mut buffer)? > 0 {}
+    Ok(())
 }
 
 /// All turns in their order. Who is first is another one in each round.
@@ -134,7 +159,7 @@ fn script(turns: &[(Task, Side)], time: Duration) -> String {
     let last = JOBS_MOST - 1;
     let mut script = format!(
         "set -eu
-        for disk in pmem0 pmem1 pmem2; do
+        for disk in pmem0 pmem1 pmem2 pmem3; do
             read side < /dev/$disk
             mkdir /mnt/$side
             mkfs.ext4 -qF -b 4096 -E lazy_itable_init=0 /dev/$disk
@@ -154,7 +179,7 @@ fn script(turns: &[(Task, Side)], time: Duration) -> String {
         }}\n"
     );
     for (task, side) in turns {
-        let _ = writeln!(script, "turn {} {}", side.directory(), task.command(time));
+        let _ = writeln!(script, "turn {} {}", side.word(), task.command(time));
     }
     script
 }
