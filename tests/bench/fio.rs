@@ -108,7 +108,7 @@ impl Numbers {
         let Report { jobs: [group] } = serde_json::from_str(report)?;
         ensure!(group.error == 0, "fio failed with error {}", group.error);
         let side = if task.load == Load::Read { group.read } else { group.write };
-        ensure!(side.iops > 0.0, "fio did nothing");
+        ensure!(side.iops > 0.0, "fio did nothing in its turn: give it more, with --turn");
         let micros = |key| group.sync.lat_ns.percentile.get(key).map(|nanos| nanos / 1e3);
         let (p50_us, p99_us) = (micros("50.000000"), micros("99.000000"));
         ensure!(p50_us.is_some() == (task.load == Load::Synced), "fio synced, or it didn't");

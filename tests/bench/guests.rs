@@ -56,7 +56,7 @@ struct Cli {
 
 fn main() -> Result<()> {
     let Cli { rounds, turn, cpus, bench } = Cli::parse();
-    let (rounds, turn) = if bench { (rounds, turn) } else { (1, 100) };
+    let (rounds, turn) = if bench { (rounds, turn) } else { (1, 400) };
     let dir = target_dir().join("bench");
     std::fs::create_dir_all(&dir)?;
     let dir = dir.canonicalize()?;
