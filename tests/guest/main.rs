@@ -10,6 +10,7 @@ mod power;
 mod refusal;
 mod served;
 mod tmpfs;
+mod unplug;
 
 use std::ffi::OsString;
 use std::fs::File;
