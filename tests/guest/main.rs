@@ -2,6 +2,7 @@
 
 //! Real guests, under a stock QEMU, on memory that the daemon serves.
 
+mod accelerator;
 mod filesystem;
 mod layout;
 mod loop_device;

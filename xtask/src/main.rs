@@ -10,6 +10,7 @@ mod demo;
 mod deny;
 mod fstests;
 mod fuzz;
+mod kvm;
 mod package;
 mod plot;
 mod process;
@@ -30,8 +31,9 @@ enum Command {
     /// Boot a real guest whose /dev/pmem0 is a file served by vhost-pmemd, and show on the host
     /// what the guest wrote
     Demo,
-    /// Check formatting, lints, docs and licences, and run all tests, real guests among them
-    Test,
+    /// Check formatting, lints, docs and licences, and run all tests, real guests among them, a
+    /// core of these under KVM too
+    Test(test::Args),
     /// Measure what a served window costs beside a direct one, in time and in the host's memory, what
     /// a flush costs, on the host and in a guest, and a stack beside raw I/O; then do as plot does
     Bench,
@@ -56,7 +58,7 @@ enum Command {
 fn main() -> ExitCode {
     let result = match Command::parse() {
         Command::Demo => demo::run(),
-        Command::Test => test::run_all(),
+        Command::Test(args) => test::run_chosen(args),
         Command::Bench => bench::run_all().and_then(|()| plot::draw_all()),
         Command::Plot => plot::draw_all(),
         Command::Package => package::build(),

@@ -8,10 +8,37 @@ use anyhow::{Context, Result};
 use guest_harness::{Lab, target_dir};
 
 use crate::deny;
+use crate::kvm::{self, Choice};
 use crate::process::{cargo, run};
 use crate::toolchain;
 
 type Step = (&'static str, fn() -> Result<()>);
+
+/// Tests in an environment of their own.
+#[derive(Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
+enum Lane {
+    /// Real guests under real KVM, on a CPU that is emulated
+    Kvm,
+}
+
+/// What to test.
+#[derive(clap::Args)]
+pub(crate) struct Args {
+    /// Only this part: its core, or the tests of guests that are named
+    #[arg(long)]
+    lane: Option<Lane>,
+    /// All that the lane can run, which takes long
+    #[arg(long, requires = "lane", conflicts_with = "names")]
+    all: bool,
+    /// Leave this part out
+    #[arg(long, conflicts_with = "lane")]
+    skip: Option<Lane>,
+    /// Parts of the names of the lane's tests to run, such as `persistence::xfs`
+    #[arg(requires = "lane")]
+    names: Vec<String>,
+}
+
+const KVM: Step = ("tests of guests, under KVM", || kvm::run(&Choice::Core));
 
 const STEPS: [Step; 7] = [
     ("formatting", || run(&mut cargo(["fmt", "--all", "--check"]))),
@@ -36,14 +63,26 @@ const STEPS: [Step; 7] = [
     ("tests, with real guests", || run(&mut cargo(["test", "--workspace", "--quiet"]))),
 ];
 
-pub(crate) fn run_all() -> Result<()> {
+pub(crate) fn run_chosen(args: Args) -> Result<()> {
+    match args.lane {
+        Some(Lane::Kvm) if args.all || !args.names.is_empty() => {
+            kvm::run(&Choice::Matching(args.names))
+        }
+        Some(Lane::Kvm) => kvm::run(&Choice::Core),
+        None => run_all(args.skip != Some(Lane::Kvm)),
+    }
+}
+
+fn run_all(with_kvm: bool) -> Result<()> {
+    let steps: Vec<_> = STEPS.into_iter().chain(with_kvm.then_some(KVM)).collect();
+    let count = steps.len();
     let began = Instant::now();
     toolchain::complete()?;
-    for (index, (name, step)) in (1..).zip(STEPS) {
-        println!("[{index}/{}] {name}", STEPS.len());
+    for (index, (name, step)) in (1..).zip(steps) {
+        println!("[{index}/{count}] {name}");
         let step_began = Instant::now();
         step().with_context(|| format!("{name}: failed"))?;
-        println!("[{index}/{}] {name}: passed in {:.0?}", STEPS.len(), step_began.elapsed());
+        println!("[{index}/{count}] {name}: passed in {:.0?}", step_began.elapsed());
     }
     println!("all passed in {:.0?}", began.elapsed());
     Ok(())

@@ -12,6 +12,7 @@ use std::time::Duration;
 
 use anyhow::{Context, Result};
 
+use crate::accelerator::Accelerator;
 use crate::console::OnLine;
 use crate::initramfs;
 use crate::kernel::Kernel;
@@ -37,6 +38,7 @@ pub struct VmBuilder<'lab> {
     script: String,
     memory_mib: u32,
     cpus: u32,
+    cpu: Option<&'static [&'static str]>,
     kernel_arguments: String,
     devices: Vec<OsString>,
     chardevs: usize,
@@ -56,6 +58,7 @@ impl<'lab> VmBuilder<'lab> {
             script: String::new(),
             memory_mib: 512,
             cpus: 1,
+            cpu: None,
             kernel_arguments: String::new(),
             devices: Vec::new(),
             chardevs: 0,
@@ -150,6 +153,12 @@ impl<'lab> VmBuilder<'lab> {
         self
     }
 
+    /// Gives it another CPU than the accelerator in use does, by these arguments of QEMU's.
+    pub(crate) fn cpu(mut self, arguments: &'static [&'static str]) -> Self {
+        self.cpu = Some(arguments);
+        self
+    }
+
     /// Adds arguments to QEMU's command line.
     #[must_use]
     pub fn qemu_args<A: AsRef<OsStr>>(mut self, args: impl IntoIterator<Item = A>) -> Self {
@@ -207,7 +216,8 @@ impl<'lab> VmBuilder<'lab> {
         File::options().append(true).open(&initramfs)?.write_all(&overlay)?;
 
         let mut qemu = self.lab.qemu().command()?;
-        self.machine(&mut qemu);
+        let accelerator = Accelerator::in_use()?;
+        self.machine(&mut qemu, accelerator);
         qemu.arg("-kernel").arg(&kernel.image).arg("-initrd").arg(&initramfs);
         qemu.arg("-append").arg(self.kernel_command_line());
         let mut monitor = OsString::from("unix:");
@@ -215,7 +225,7 @@ impl<'lab> VmBuilder<'lab> {
         monitor.push(",server=on,wait=off");
         qemu.arg("-qmp").arg(monitor);
         qemu.args(&self.devices);
-        Vm::start(&qemu, files, self.time_limit, self.on_line)
+        Vm::start(&qemu, files, accelerator.patience(self.time_limit), self.on_line)
     }
 
     /// Starts the VM and waits for its script to end well.
@@ -227,10 +237,10 @@ impl<'lab> VmBuilder<'lab> {
         self.boot()?.wait()?.expect_success()
     }
 
-    fn machine(&self, qemu: &mut Command) {
+    fn machine(&self, qemu: &mut Command, accelerator: Accelerator) {
         qemu.args(["-nodefaults", "-no-user-config", "-display", "none", "-serial", "stdio"]);
-        qemu.args(["-accel", "tcg", "-cpu", "max", "-M", "q35"]);
-        qemu.arg("-smp").arg(self.cpus.to_string());
+        qemu.args(self.cpu.unwrap_or(&accelerator.arguments()));
+        qemu.args(["-M", "q35", "-smp"]).arg(self.cpus.to_string());
         let mib = self.memory_mib;
         qemu.arg("-m").arg(match self.own_devices {
             0 => format!("{mib}M"),
@@ -254,7 +264,7 @@ impl<'lab> VmBuilder<'lab> {
 }
 
 /// A path within an option of QEMU's, in which commas separate.
-fn escaped(path: &Path) -> OsString {
+pub(crate) fn escaped(path: &Path) -> OsString {
     let parts: Vec<_> = path.as_os_str().as_bytes().split(|&byte| byte == b',').collect();
     OsString::from_vec(parts.join(&b",,"[..]))
 }

@@ -105,6 +105,12 @@ impl Lab {
         self.boot_files(&Store::lock()?, kernel)
     }
 
+    /// Debian's QEMU, obtained if it is missing, whatever the host has.
+    pub(crate) fn unpacked_qemu(&self) -> Result<Tree> {
+        let store = Store::lock()?;
+        Qemu::unpacked(&store, || apt(&store, Kernel::Trixie.suites()))
+    }
+
     /// The package `name` and all it depends on, obtained if they are missing.
     pub(crate) fn package(&self, name: &str) -> Result<Tree> {
         package_tree(name)

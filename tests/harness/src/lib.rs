@@ -19,7 +19,8 @@
 //! - What is too large for an initramfs goes onto a disk: [`Lab::root_disk`], [`Lab::disk_of`].
 //! - The guest is an initramfs. Its `/init` loads modules, runs the script and prints `MARK done
 //!   rc=N`.
-//! - Guests run under TCG: a `/dev/kvm` that exists isn't always one that boots these kernels.
+//! - Guests run under TCG: a `/dev/kvm` that exists isn't always one that boots these kernels. For
+//!   KVM there is [`KvmHost`], a guest that is a machine with it.
 //!
 //! # Invariants
 //!
@@ -36,7 +37,7 @@
 //! # Environment
 //!
 //! `VHOST_PMEM_DEBIAN_MIRROR` names the Debian mirror to use instead of the one in the machine's
-//! apt sources.
+//! apt sources. `VHOST_PMEM_ACCEL` is `tcg` or `kvm`, see [`Accelerator`].
 //!
 //! # Catalogue
 //!
@@ -53,6 +54,8 @@
 //! | [`Rounds`], [`Random`] | chance that can be repeated |
 //! | [`host_program`] | a program of a Debian package, to be run on the host |
 //! | [`Qemu`] | the QEMU in use |
+//! | [`Accelerator`] | what it runs guests with |
+//! | [`KvmHost`] | a machine with KVM, made of this one's files |
 //! | [`Kernel`] | the kernels on offer |
 //!
 //! ```no_run
@@ -70,6 +73,7 @@
 //! # }
 //! ```
 
+mod accelerator;
 mod again;
 mod apt;
 mod builder;
@@ -78,6 +82,7 @@ mod daemon;
 mod disk;
 mod initramfs;
 mod kernel;
+mod kvm_host;
 mod lab;
 mod modules;
 mod outcome;
@@ -91,10 +96,12 @@ mod tree;
 mod vm;
 mod volatile;
 
+pub use accelerator::Accelerator;
 pub use again::{start_again, started_again};
 pub use builder::{Access, VmBuilder};
 pub use daemon::Daemon;
 pub use kernel::Kernel;
+pub use kvm_host::KvmHost;
 pub use lab::{Lab, host_program};
 pub use outcome::Outcome;
 pub use qemu::{Qemu, Version};

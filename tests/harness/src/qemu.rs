@@ -43,10 +43,7 @@ impl Qemu {
         if let Some(qemu) = host {
             return Ok(qemu);
         }
-        let root = store.part("qemu", PACKAGE, |root| {
-            Tree::unpack(root, &apt()?.fetch_closure(&[PACKAGE])?)?.announce(PACKAGE)
-        })?;
-        let qemu = Self::with_version_of(Some(Tree::at(root)))?;
+        let qemu = Self::with_version_of(Some(Self::unpacked(store, apt)?))?;
         let version = qemu.version;
         ensure!(
             version >= Version::NEEDED,
@@ -54,6 +51,14 @@ impl Qemu {
             Version::NEEDED
         );
         Ok(qemu)
+    }
+
+    /// The tree of Debian's, obtained if it is missing.
+    pub(crate) fn unpacked(store: &Store, apt: impl FnOnce() -> Result<Apt>) -> Result<Tree> {
+        let root = store.part("qemu", PACKAGE, |root| {
+            Tree::unpack(root, &apt()?.fetch_closure(&[PACKAGE])?)?.announce(PACKAGE)
+        })?;
+        Ok(Tree::at(root))
     }
 
     fn with_version_of(tree: Option<Tree>) -> Result<Self> {

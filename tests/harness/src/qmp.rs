@@ -11,7 +11,7 @@ use anyhow::{Context, Result, bail};
 use serde_json::{Value, json};
 
 /// How long QEMU may take to open its socket, and then for each answer.
-const PATIENCE: Duration = Duration::from_secs(20);
+const PATIENCE: Duration = Duration::from_secs(60);
 
 /// Runs `command` and returns what QEMU returns.
 pub(crate) fn execute(socket: &Path, command: &str, arguments: &Value) -> Result<Value> {
