@@ -12,7 +12,7 @@ use guest_harness::{Kernel, KvmHost, Lab};
 use crate::process::{cargo, shown};
 
 /// What of `tests/guest/` differs where a CPU's page tables, and not QEMU, lead to the pages.
-const CORE: [&str; 13] = [
+const CORE: [&str; 12] = [
     "accelerator::guest_runs_on_the_accelerator_in_use",
     "layout::region_of_64_extents_is_one_device",
     "persistence::ext4::killed_right_after_fsync_finds_what_was_synced_in_a_clean_filesystem",
@@ -24,7 +24,6 @@ const CORE: [&str; 13] = [
     "served::read_only::read_only_memory_written_at_its_address_is_the_same",
     "unplug::daemon_killed_under_stores_leaves_the_guest_its_memory",
     "unplug::device_torn_out_by_its_guest_is_free_for_the_next",
-    "unplug::device_unplugged_by_the_vmm_is_free_for_the_next_guest",
     "unplug::store_disabled_under_stores_is_taken_from_the_guest",
 ];
 
