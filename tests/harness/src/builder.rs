@@ -6,7 +6,7 @@ use std::ffi::{OsStr, OsString};
 use std::fs::{self, File};
 use std::io::Write;
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::Duration;
 
@@ -35,6 +35,7 @@ pub struct VmBuilder<'lab> {
     kernel: Kernel,
     modules: Vec<String>,
     programs: Vec<String>,
+    files: Vec<(PathBuf, String)>,
     script: String,
     memory_mib: u32,
     cpus: u32,
@@ -55,6 +56,7 @@ impl<'lab> VmBuilder<'lab> {
             kernel: Kernel::default(),
             modules: Vec::new(),
             programs: Vec::new(),
+            files: Vec::new(),
             script: String::new(),
             memory_mib: 512,
             cpus: 1,
@@ -89,6 +91,14 @@ impl<'lab> VmBuilder<'lab> {
     #[must_use]
     pub fn program(mut self, name: &str) -> Self {
         self.programs.push(name.to_owned());
+        self
+    }
+
+    /// Gives the guest the host's file `path`, executable and with all it needs in itself, as `name`,
+    /// such as `usr/bin/tool`.
+    #[must_use]
+    pub fn file(mut self, path: impl Into<PathBuf>, name: &str) -> Self {
+        self.files.push((path.into(), name.to_owned()));
         self
     }
 
@@ -200,8 +210,8 @@ impl<'lab> VmBuilder<'lab> {
     ///
     /// # Errors
     ///
-    /// When the kernel or a program can't be obtained, the kernel has not the modules asked for, or
-    /// QEMU can't be started.
+    /// When the kernel or a program can't be obtained, a file can't be read, the kernel has not the
+    /// modules asked for, or QEMU can't be started.
     pub fn boot(self) -> Result<Vm> {
         let (kernel, base) = self.lab.kernel(self.kernel)?;
         let dir = tempfile::Builder::new().prefix("guest-").tempdir()?;
@@ -212,6 +222,9 @@ impl<'lab> VmBuilder<'lab> {
             initramfs::overlay(&self.script, &self.modules, &kernel, self.lab.userland())?;
         for name in &self.programs {
             overlay.extend(initramfs::program(name, &self.lab.package(name)?)?);
+        }
+        for (path, name) in &self.files {
+            overlay.extend(initramfs::file(name, path)?);
         }
         File::options().append(true).open(&initramfs)?.write_all(&overlay)?;
 

@@ -118,6 +118,14 @@ pub(crate) fn program(name: &str, tree: &Tree) -> Result<Vec<u8>> {
     archive.finish()
 }
 
+/// The host's file `path`, to be `name` in the guest.
+pub(crate) fn file(name: &str, path: &Path) -> Result<Vec<u8>> {
+    let content = fs::read(path).with_context(|| format!("cannot read {}", path.display()))?;
+    let mut archive = Archive::default();
+    archive.file(name, 0o755, &content)?;
+    archive.finish()
+}
+
 fn base_archive(kernel: &KernelTree, userland: &Tree) -> Result<Vec<u8>> {
     let mut archive = Archive::default();
     for directory in DIRECTORIES {

@@ -53,6 +53,7 @@
 //! | [`start_again`] | a process of the test's own |
 //! | [`Rounds`], [`Random`] | chance that can be repeated |
 //! | [`host_program`] | a program of a Debian package, to be run on the host |
+//! | [`own_program`] | a program of this workspace, to be run in a guest |
 //! | [`Qemu`] | the QEMU in use |
 //! | [`Accelerator`] | what it runs guests with |
 //! | [`KvmHost`] | a machine with KVM, made of this one's files |
@@ -95,6 +96,7 @@ mod store;
 mod tree;
 mod vm;
 mod volatile;
+mod workspace;
 
 pub use accelerator::Accelerator;
 pub use again::{start_again, started_again};
@@ -109,3 +111,4 @@ pub use random::{Random, Rounds};
 pub use store::target_dir;
 pub use vm::Vm;
 pub use volatile::{VolatileDisks, serve_volatile_disks};
+pub use workspace::own_program;
