@@ -54,6 +54,7 @@
 //! | [`Rounds`], [`Random`] | chance that can be repeated |
 //! | [`host_program`] | a program of a Debian package, to be run on the host |
 //! | [`own_program`] | a program of this workspace, to be run in a guest |
+//! | [`crate_program`] | the program of a crate, to be run in a guest |
 //! | [`Qemu`] | the QEMU in use |
 //! | [`Accelerator`] | what it runs guests with |
 //! | [`KvmHost`] | a machine with KVM, made of this one's files |
@@ -79,6 +80,7 @@ mod again;
 mod apt;
 mod builder;
 mod console;
+mod crate_program;
 mod daemon;
 mod disk;
 mod initramfs;
@@ -101,6 +103,7 @@ mod workspace;
 pub use accelerator::Accelerator;
 pub use again::{start_again, started_again};
 pub use builder::{Access, VmBuilder};
+pub use crate_program::{CRATE_PROGRAMS, crate_program};
 pub use daemon::Daemon;
 pub use kernel::Kernel;
 pub use kvm_host::KvmHost;

@@ -34,7 +34,8 @@ impl Store {
         let path = root.join("lock");
         let lock = File::options().create(true).truncate(false).write(true).open(&path);
         let lock = lock.with_context(|| format!("cannot open {}", path.display()))?;
-        lock_file(&lock).with_context(|| format!("cannot lock {}", path.display()))?;
+        lock_file(&lock, "waiting for another process to prepare the guests")
+            .with_context(|| format!("cannot lock {}", path.display()))?;
         let store = Self { root, _lock: lock };
         store.clear_scratch()?; // a process that was killed may have left some
         Ok(store)
@@ -87,15 +88,15 @@ impl Drop for Store {
     }
 }
 
-/// Says that it waits where that takes longer than others take to find all in place.
-fn lock_file(lock: &File) -> rustix::io::Result<()> {
+/// Says, with `waiting`, that it waits where that takes longer than others take to find all in place.
+pub(crate) fn lock_file(lock: &File, waiting: &str) -> rustix::io::Result<()> {
     for _ in 0..20 {
         match flock(lock, FlockOperation::NonBlockingLockExclusive) {
             Err(Errno::WOULDBLOCK) => std::thread::sleep(Duration::from_millis(50)),
             result => return result,
         }
     }
-    let _step = Step::spinner("waiting for another process to prepare the guests");
+    let _step = Step::spinner(waiting);
     flock(lock, FlockOperation::LockExclusive)
 }
 

@@ -11,7 +11,9 @@ use anyhow::{Context, Result, ensure};
 use crate::store::target_dir;
 
 /// What Debian's and rustup's compilers both have.
-const TARGET: &str = "x86_64-unknown-linux-gnu";
+pub(crate) const TARGET: &str = "x86_64-unknown-linux-gnu";
+/// Flags of rustc's for a program that needs no library.
+pub(crate) const STATIC: &str = "-C target-feature=+crt-static";
 
 /// The program of the workspace's package `package`, built so that it needs no library: give it to a
 /// guest with [`VmBuilder::file`](crate::VmBuilder::file). Cargo builds it unless it is there.
@@ -27,7 +29,7 @@ pub fn own_program(package: &str) -> Result<PathBuf> {
     let mut build = Command::new(cargo);
     build.args(["build", "--release", "--quiet", "--package", package, "--target", TARGET]);
     build.arg("--target-dir").arg(&target).current_dir(env!("CARGO_MANIFEST_DIR"));
-    build.env("RUSTFLAGS", "-C target-feature=+crt-static").env_remove("CARGO_ENCODED_RUSTFLAGS");
+    build.env("RUSTFLAGS", STATIC).env_remove("CARGO_ENCODED_RUSTFLAGS");
     let status = build.status().context("cannot run cargo")?;
     ensure!(status.success(), "cargo can't build {package} ({status})");
     Ok(target.join(TARGET).join("release").join(package))
