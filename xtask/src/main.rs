@@ -17,6 +17,7 @@ mod process;
 #[allow(dead_code, reason = "the daemon uses all of it")]
 #[path = "../../src/size.rs"]
 mod size;
+mod suites;
 mod test;
 mod toolchain;
 mod tools;
@@ -43,6 +44,12 @@ enum Command {
     Package,
     /// Run xfstests, which you bring, built, in guests on two devices of ours, and tell which tests fail
     Fstests(fstests::Options),
+    /// Run the filesystem suites in guests, in each window, and make the table in docs/suites.md anew
+    Suites {
+        /// On QEMU's own device too, to tell what a failure is to be blamed on
+        #[arg(long)]
+        baseline: bool,
+    },
     /// Feed what is read from files, guests and frontends to a second reader too, and look for inputs
     /// that the two don't agree on
     Fuzz {
@@ -63,6 +70,7 @@ fn main() -> ExitCode {
         Command::Plot => plot::draw_all(),
         Command::Package => package::build(),
         Command::Fstests(options) => fstests::run(&options),
+        Command::Suites { baseline } => suites::run_all(baseline),
         Command::Fuzz { target, seconds } => fuzz::run_targets(target.as_deref(), seconds),
     };
     match result {

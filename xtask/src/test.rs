@@ -5,7 +5,7 @@
 use std::time::Instant;
 
 use anyhow::{Context, Result};
-use guest_harness::{Lab, target_dir};
+use guest_harness::{CRATE_PROGRAMS, Lab, crate_program, target_dir};
 
 use crate::deny;
 use crate::kvm::{self, Choice};
@@ -40,7 +40,7 @@ pub(crate) struct Args {
 
 const KVM: Step = ("tests of guests, under KVM", || kvm::run(&Choice::Core));
 
-const STEPS: [Step; 7] = [
+const STEPS: [Step; 8] = [
     ("formatting", || run(&mut cargo(["fmt", "--all", "--check"]))),
     ("lints", || {
         run(&mut cargo(["clippy", "--workspace", "--all-targets", "--quiet", "--", "-Dwarnings"]))
@@ -60,6 +60,9 @@ const STEPS: [Step; 7] = [
     }),
     // Here, as the tests hide their progress.
     ("QEMU, kernel and userland for the guests", || Lab::open().map(drop)),
+    ("programs of the filesystem suites", || {
+        CRATE_PROGRAMS.iter().try_for_each(|(name, _)| crate_program(name).map(drop))
+    }),
     ("tests, with real guests", || run(&mut cargo(["test", "--workspace", "--quiet"]))),
 ];
 
