@@ -11,6 +11,7 @@
 //! - A failure has to be in `known-failures.txt`, with its reason; what is there has to fail.
 //! - A run leaves a [record], of which `cargo xtask suites` makes the table in `docs/suites.md`.
 
+mod dax_behaviours;
 mod fio;
 mod fsx;
 mod known;
@@ -53,4 +54,4 @@ macro_rules! suites {
     };
 }
 
-suites! { fio fsx pjdfstest stress_ng }
+suites! { dax_behaviours fio fsx pjdfstest stress_ng }

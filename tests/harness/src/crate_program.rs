@@ -9,7 +9,7 @@ use std::process::{Command, Stdio};
 
 use anyhow::{Context, Result, ensure};
 
-use crate::own_program::{STATIC, TARGET};
+use crate::workspace::{STATIC, TARGET};
 use crate::progress::Step;
 use crate::store::{lock_file, target_dir};
 
