@@ -9,9 +9,9 @@ use std::process::{Command, Stdio};
 
 use anyhow::{Context, Result, ensure};
 
-use crate::workspace::{STATIC, TARGET};
 use crate::progress::Step;
 use crate::store::{lock_file, target_dir};
+use crate::workspace::{STATIC, TARGET};
 
 /// Those there are, with the release of each.
 pub const CRATE_PROGRAMS: [(&str, &str); 2] = [("fsx", "0.3.2"), ("pjdfstest", "0.2.2")];
