@@ -54,7 +54,7 @@
 //! | [`Rounds`], [`Random`] | chance that can be repeated |
 //! | [`host_program`] | a program of a Debian package, to be run on the host |
 //! | [`own_program`] | a program of this workspace, to be run in a guest |
-//! | [`crate_program`] | the program of a crate, to be run in a guest |
+//! | [`crate_program()`] | the program of a crate, to be run in a guest |
 //! | [`Qemu`] | the QEMU in use |
 //! | [`Accelerator`] | what it runs guests with |
 //! | [`KvmHost`] | a machine with KVM, made of this one's files |
