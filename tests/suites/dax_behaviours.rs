@@ -20,5 +20,5 @@ pub(crate) const SUITE: Suite = Suite {
     },
     read: read_lines,
     operations: |_| None,
-    cases_min: |_| 40,
+    cases_min: |_| 130,
 };

@@ -29,12 +29,15 @@ const LEN: usize = 2 * PMD;
 /// A file whose blocks lie so on the device that 2 MiB of it can be mapped at once.
 fn aligned_file(site: &Site) -> Result<File> {
     site.needs_dax()?;
-    if site.fs == Filesystem::Xfs {
-        // A stripe unit has it put files there. With one it would make small groups, and a small
-        // device's too small for its log. Only these cases have it: Linux 6.12 was seen to stop with
-        // `BUG_ON(inode->i_data.nrpages)` in `clear_inode` after `copy_file_range` on files laid out so.
-        site.replace(&["-d", "su=2m,sw=1,agcount=4"], "dax=always")?;
-    }
+    // A stripe unit has a filesystem put files there.
+    let options = match site.fs {
+        Filesystem::Ext4 => ["-E", "stride=512,stripe_width=512"],
+        // With one it would make small groups, and a small device's too small for its log. Only these
+        // cases have it: Linux 6.12 was seen to stop with `BUG_ON(inode->i_data.nrpages)` in
+        // `clear_inode` after `copy_file_range` on files laid out so.
+        Filesystem::Xfs => ["-d", "su=2m,sw=1,agcount=4"],
+    };
+    site.replace(&options, "dax=always")?;
     let file = site.file("file")?;
     // More than is needed: what is aligned of it counts.
     file.allocate(FallocateFlags::empty(), 0, 4 * PMD)?;
