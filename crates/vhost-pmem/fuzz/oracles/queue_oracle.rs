@@ -244,7 +244,7 @@ impl Model {
         }
     }
 
-    /// Answers, and tells whether all could be returned, and whether the driver was called (2.7.8).
+    /// Answers, and tells whether all could be returned, and whether the driver was called (2.7.7).
     fn complete(&mut self, requests: &[Expected], flushed: i32) -> (bool, bool) {
         let mut all = true;
         for request in requests {
@@ -261,7 +261,9 @@ impl Model {
             all &= self.answer(request.head, len).is_some();
         }
         if !self.event_idx {
-            return (all, true);
+            // VIRTQ_AVAIL_F_NO_INTERRUPT
+            let is_unwanted = self.read_u16(self.avail).is_some_and(|flags| flags & 1 != 0);
+            return (all, !is_unwanted);
         }
         let Some(event) = self.read_u16(self.avail + 4 + 2 * u64::from(self.size)) else {
             return (false, false);
