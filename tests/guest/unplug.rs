@@ -5,7 +5,6 @@
 
 use std::os::unix::net::UnixListener;
 use std::path::{Path, PathBuf};
-use std::process::Command;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -14,7 +13,6 @@ use pfn_blk::{MemoryStore, NrPages, Pfn, PfnSpace, Region};
 use vhost_pmem::{Device, WindowChoice};
 
 use crate::filesystem::Filesystem;
-use crate::served::same;
 use crate::{guest, serve};
 
 /// These guests are there for as long as two others boot.
@@ -132,19 +130,17 @@ fn device_torn_out_by_its_guest_is_free_for_the_next() {
     other.kill().unwrap();
 }
 
+/// The guest's stores go on for as long as its filesystem needs no flush: which may be no time at all.
 #[test]
-fn daemon_killed_under_stores_leaves_the_guest_its_memory() {
+fn daemon_killed_under_stores_harms_no_other_device() {
     let lab = Lab::open().unwrap();
     let dir = tempfile::tempdir().unwrap();
-    let [file, copy] = ["goes", "copy"].map(|name| dir.path().join(name));
+    let file = dir.path().join("goes");
     let [goes, stays] = [serve(&file), serve(&dir.path().join("stays"))];
     let vm = hammer(&lab, goes.socket(), &stays);
     goes.kill(Duration::from_secs(20)).unwrap();
     goes_on(&vm);
-    let copied = Command::new("cp").arg("--sparse=always").args([&file, &copy]).status().unwrap();
-    assert!(copied.success());
     goes_on(&vm);
-    assert!(!same(&file, &copy), "no store has come since");
     vm.kill().unwrap();
     serves_the_next(&lab, &serve(&file));
 }

@@ -22,7 +22,7 @@ const CORE: [&str; 12] = [
     "served::ext4::snapshot_keeps_what_is_written_and_its_origin_is_not_touched",
     "served::read_only::read_only_device_written_through_a_mapping_is_the_same",
     "served::read_only::read_only_memory_written_at_its_address_is_the_same",
-    "unplug::daemon_killed_under_stores_leaves_the_guest_its_memory",
+    "unplug::daemon_killed_under_stores_harms_no_other_device",
     "unplug::device_torn_out_by_its_guest_is_free_for_the_next",
     "unplug::store_disabled_under_stores_is_taken_from_the_guest",
 ];
