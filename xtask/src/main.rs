@@ -32,8 +32,7 @@ enum Command {
     /// Boot a real guest whose /dev/pmem0 is a file served by vhost-pmemd, and show on the host
     /// what the guest wrote
     Demo,
-    /// Check formatting, lints, docs and licences, and run all tests, real guests among them, a
-    /// core of these under KVM too
+    /// Check formatting, lints, docs and licences, and run all tests, real guests among them
     Test(test::Args),
     /// Measure what a served window costs beside a direct one, in time and in the host's memory, what
     /// a flush costs, on the host and in a guest, and a stack beside raw I/O; then do as plot does
@@ -45,11 +44,7 @@ enum Command {
     /// Run xfstests, which you bring, built, in guests on two devices of ours, and tell which tests fail
     Fstests(fstests::Options),
     /// Run the filesystem suites in guests, in each window, and make the table in docs/suites.md anew
-    Suites {
-        /// On QEMU's own device too, to tell what a failure is to be blamed on
-        #[arg(long)]
-        baseline: bool,
-    },
+    Suites(suites::Options),
     /// Feed what is read from files, guests and frontends to a second reader too, and look for inputs
     /// that the two don't agree on
     Fuzz {
@@ -70,7 +65,7 @@ fn main() -> ExitCode {
         Command::Plot => plot::draw_all(),
         Command::Package => package::build(),
         Command::Fstests(options) => fstests::run(&options),
-        Command::Suites { baseline } => suites::run_all(baseline),
+        Command::Suites(options) => suites::run_all(&options),
         Command::Fuzz { target, seconds } => fuzz::run_targets(target.as_deref(), seconds),
     };
     match result {

@@ -17,13 +17,26 @@ const DOCUMENT: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../docs/suites.md")
 const BEGIN: &str = "<!-- Made by `cargo xtask suites`; don't edit. -->\n";
 const END: &str = "<!-- End of what is made. -->\n";
 
-/// Runs all in both windows, and with `baseline` on QEMU's own device too; then makes the table anew.
-pub(crate) fn run_all(baseline: bool) -> Result<()> {
+/// What to run.
+#[derive(clap::Args)]
+pub(crate) struct Options {
+    /// On QEMU's own device too, to tell what a failure is to be blamed on
+    #[arg(long)]
+    baseline: bool,
+    /// Run nothing, and make the table of the last results
+    #[arg(long, conflicts_with = "baseline")]
+    last: bool,
+}
+
+/// Runs all in both windows, and the baseline if it is asked for; then makes the table anew.
+pub(crate) fn run_all(options: &Options) -> Result<()> {
     let mut test = cargo(["test", "--quiet", "--test", "suites", "--"]);
-    if baseline {
+    if options.baseline {
         test.arg("--include-ignored");
     }
-    run(&mut test)?;
+    if !options.last {
+        run(&mut test)?;
+    }
     let records = record::read_all(&target_dir().join("suites"))?;
     let document = Path::new(DOCUMENT);
     let text = fs::read_to_string(document).context("cannot read docs/suites.md")?;

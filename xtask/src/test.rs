@@ -30,15 +30,10 @@ pub(crate) struct Args {
     /// All that the lane can run, which takes long
     #[arg(long, requires = "lane", conflicts_with = "names")]
     all: bool,
-    /// Leave this part out
-    #[arg(long, conflicts_with = "lane")]
-    skip: Option<Lane>,
     /// Parts of the names of the lane's tests to run, such as `persistence::xfs`
     #[arg(requires = "lane")]
     names: Vec<String>,
 }
-
-const KVM: Step = ("tests of guests, under KVM", || kvm::run(&Choice::Core));
 
 const STEPS: [Step; 8] = [
     ("formatting", || run(&mut cargo(["fmt", "--all", "--check"]))),
@@ -72,16 +67,15 @@ pub(crate) fn run_chosen(args: Args) -> Result<()> {
             kvm::run(&Choice::Matching(args.names))
         }
         Some(Lane::Kvm) => kvm::run(&Choice::Core),
-        None => run_all(args.skip != Some(Lane::Kvm)),
+        None => run_all(),
     }
 }
 
-fn run_all(with_kvm: bool) -> Result<()> {
-    let steps: Vec<_> = STEPS.into_iter().chain(with_kvm.then_some(KVM)).collect();
-    let count = steps.len();
+fn run_all() -> Result<()> {
+    let count = STEPS.len();
     let began = Instant::now();
     toolchain::complete()?;
-    for (index, (name, step)) in (1..).zip(steps) {
+    for (index, (name, step)) in (1..).zip(STEPS) {
         println!("[{index}/{count}] {name}");
         let step_began = Instant::now();
         step().with_context(|| format!("{name}: failed"))?;
