@@ -7,6 +7,7 @@ use std::fmt;
 use serde::Serialize;
 
 use crate::fio::{JOBS_MOST, Load, Numbers, Task};
+use crate::spread::spread;
 
 /// Whose device it is.
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -117,13 +118,6 @@ impl Contest {
 /// What counts.
 fn rate(task: Task, numbers: &Numbers) -> f64 {
     if task.load == Load::Synced { numbers.per_second } else { numbers.mib_per_second }
-}
-
-/// The median, the least and the most.
-fn spread(values: impl Iterator<Item = f64>) -> [f64; 3] {
-    let mut sorted: Vec<_> = values.collect();
-    sorted.sort_unstable_by(f64::total_cmp);
-    [sorted[sorted.len() / 2], sorted[0], sorted[sorted.len() - 1]]
 }
 
 impl fmt::Display for Contest {

@@ -21,6 +21,7 @@ mod machine;
 mod pmem;
 mod polling;
 mod process;
+mod spread;
 mod storage_daemon;
 mod syncer;
 mod tally;

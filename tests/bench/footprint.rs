@@ -9,6 +9,8 @@ use std::time::Duration;
 use anyhow::{Context, Result};
 use serde::Serialize;
 
+use crate::spread::spread;
+
 /// One daemon's.
 #[derive(Clone, Copy, Serialize)]
 pub(crate) struct Footprint {
@@ -75,9 +77,7 @@ impl Footprints {
 impl Row {
     /// The median, the least and the most.
     fn of(&self, number: impl Fn(&Footprint) -> f64) -> [f64; 3] {
-        let mut sorted: Vec<_> = self.footprints.iter().map(number).collect();
-        sorted.sort_unstable_by(f64::total_cmp);
-        [sorted[sorted.len() / 2], sorted[0], sorted[sorted.len() - 1]]
+        spread(self.footprints.iter().map(number))
     }
 }
 

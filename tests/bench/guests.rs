@@ -12,6 +12,7 @@ mod image;
 #[allow(dead_code, reason = "the windows' benchmark uses all of it")]
 mod kernel;
 mod machine;
+mod spread;
 
 use std::ffi::OsStr;
 use std::fmt::Write;

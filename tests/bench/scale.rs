@@ -28,6 +28,7 @@ mod process;
 #[allow(dead_code, reason = "the other benchmarks use all of it")]
 mod results;
 mod shapes;
+mod spread;
 #[allow(dead_code, reason = "the other benchmarks use all of it")]
 mod tally;
 #[allow(dead_code, reason = "the tests use all of it")]

@@ -8,6 +8,7 @@ use std::time::Duration;
 use serde::Serialize;
 
 use crate::changes::Sample;
+use crate::spread::spread;
 
 /// One round's numbers of one row.
 #[derive(Debug, Clone, Copy, Serialize)]
@@ -114,9 +115,7 @@ impl Row {
 
     /// The median of the rounds' numbers, the least and the most.
     fn of(&self, number: impl Fn(&Round) -> f64) -> [f64; 3] {
-        let mut sorted: Vec<_> = self.rounds.iter().map(number).collect();
-        sorted.sort_unstable_by(f64::total_cmp);
-        [sorted[sorted.len() / 2], sorted[0], sorted[sorted.len() - 1]]
+        spread(self.rounds.iter().map(number))
     }
 }
 
