@@ -194,15 +194,15 @@ impl Operator {
             (_, device) => {
                 let mut members = self.ask(Event::List)?;
                 match device {
-                    Some(name) => members.retain(|member, _| member == name),
-                    None if members.len() == 1 => {}
+                    Some(name) => {
+                        let down = members.remove(name).ok_or_else(|| {
+                            anyhow!("there is no such device; there are {}", names(&members))
+                        })?;
+                        BTreeMap::from([(name.clone(), down)])
+                    }
+                    None if members.len() == 1 => members,
                     None => bail!("which one? Give --device; there are {}", names(&members)),
                 }
-                if members.is_empty() {
-                    let members = self.ask(Event::List)?;
-                    bail!("there is no such device; there are {}", names(&members));
-                }
-                members
             }
         };
         let command = match &request.command {
