@@ -18,9 +18,11 @@ mod image;
 #[allow(dead_code, reason = "the windows' benchmark uses all of it")]
 mod kernel;
 mod machine;
+mod pinned;
 mod pmem;
 mod polling;
 mod process;
+mod spinner;
 mod spread;
 mod storage_daemon;
 mod syncer;
@@ -77,15 +79,21 @@ struct Cli {
     /// Only this: sync the file for each byte of standard input
     #[arg(long, hide = true)]
     syncer: Option<PathBuf>,
+    /// Only this: sync the file whenever memory, which is standard input, says so
+    #[arg(long, hide = true)]
+    spinner: Option<PathBuf>,
     /// Given by cargo bench; without, everything is small, and shows only that it works
     #[arg(long, hide = true)]
     bench: bool,
 }
 
 fn main() -> Result<()> {
-    let Cli { rounds, polling, syncer, bench } = Cli::parse();
+    let Cli { rounds, polling, syncer, spinner, bench } = Cli::parse();
     if let Some(file) = syncer {
         return syncer::serve(&file);
+    }
+    if let Some(file) = spinner {
+        return spinner::serve(&file);
     }
     let dir = target_dir().join("bench");
     std::fs::create_dir_all(&dir)?;
