@@ -9,11 +9,19 @@ use anyhow::{Context, Result};
 
 use crate::apt::Apt;
 use crate::modules::Modules;
+use crate::progress::Step;
 use crate::store::Store;
 use crate::tree::Tree;
+use crate::vmlinux;
 
 /// The ABI in the real package's name changes with every point release; this name stays.
 const METAPACKAGE: &str = "linux-image-cloud-amd64";
+
+/// Where a package's tree has its kernel without the program that decompresses it.
+const VMLINUX: &str = "boot/vmlinux";
+
+/// Where it has its modules, by release.
+const MODULES: &str = "usr/lib/modules";
 
 /// A kernel to boot.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -49,10 +57,17 @@ impl Kernel {
         store: &Store,
         apt: impl FnOnce() -> Result<Apt>,
     ) -> Result<KernelTree> {
-        let root = store.part(&format!("kernel-{}", self.name()), METAPACKAGE, |root| {
+        let recipe = format!("{METAPACKAGE}\n{VMLINUX}");
+        let root = store.part(&format!("kernel-{}", self.name()), &recipe, |root| {
             let apt = apt()?;
             let package = apt.resolve(METAPACKAGE)?;
-            Tree::unpack(root, &[apt.fetch(&package)?])?.announce(&package)
+            let tree = Tree::unpack(root, &[apt.fetch(&package)?])?;
+            let (release, image) = (release(&tree)?, tree.path(VMLINUX));
+            let _step = Step::spinner("decompressing the kernel");
+            if let Some(kernel) = vmlinux::extract(&fs::read(packed_image(&tree, &release))?)? {
+                fs::write(image, kernel)?;
+            }
+            tree.announce(&package)
         })?;
         KernelTree::at(Tree::at(root))
     }
@@ -69,15 +84,21 @@ pub(crate) struct KernelTree {
 
 impl KernelTree {
     fn at(tree: Tree) -> Result<Self> {
-        let modules = tree.path("usr/lib/modules");
-        let release = fs::read_dir(&modules)?
-            .next()
-            .context("the kernel package has no modules")??
-            .file_name()
-            .to_string_lossy()
-            .into_owned();
-        let image = tree.path(&format!("boot/vmlinuz-{release}"));
-        let modules = Modules::read(&modules.join(&release))?;
+        let release = release(&tree)?;
+        let image = tree.path(VMLINUX);
+        let image = if image.exists() { image } else { packed_image(&tree, &release) };
+        let modules = Modules::read(&tree.path(MODULES).join(&release))?;
         Ok(Self { tree, release, image, modules })
     }
+}
+
+/// The release of a kernel package's kernel, after which its files are named.
+fn release(tree: &Tree) -> Result<String> {
+    let mut releases = fs::read_dir(tree.path(MODULES))?;
+    let release = releases.next().context("the kernel package has no modules")??;
+    Ok(release.file_name().to_string_lossy().into_owned())
+}
+
+fn packed_image(tree: &Tree, release: &str) -> PathBuf {
+    tree.path(&format!("boot/vmlinuz-{release}"))
 }

@@ -97,6 +97,7 @@ mod run;
 mod store;
 mod tree;
 mod vm;
+mod vmlinux;
 mod volatile;
 mod workspace;
 
