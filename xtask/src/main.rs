@@ -10,6 +10,7 @@ mod demo;
 mod deny;
 mod fstests;
 mod fuzz;
+mod guest;
 mod kvm;
 mod package;
 mod plot;
@@ -32,6 +33,8 @@ enum Command {
     /// Boot a real guest whose /dev/pmem0 is a file served by vhost-pmemd, and show on the host
     /// what the guest wrote
     Demo,
+    /// Boot a guest on daemons that run, with a shell in it; or run there what comes from a pipe
+    Guest(guest::Options),
     /// Check formatting, lints, docs and licences, and run all tests, real guests among them
     Test(test::Args),
     /// Measure what a served window costs beside a direct one, in time and in the host's memory, what
@@ -60,6 +63,7 @@ enum Command {
 fn main() -> ExitCode {
     let result = match Command::parse() {
         Command::Demo => demo::run(),
+        Command::Guest(options) => guest::run(&options),
         Command::Test(args) => test::run_chosen(args),
         Command::Bench => bench::run_all().and_then(|()| plot::draw_all()),
         Command::Plot => plot::draw_all(),
