@@ -8,6 +8,7 @@ mod bench;
 mod command_line;
 mod demo;
 mod deny;
+mod docs;
 mod fstests;
 mod fuzz;
 mod guest;
@@ -42,6 +43,8 @@ enum Command {
     Bench,
     /// Draw the charts in docs/ of what the benchmarks found last
     Plot,
+    /// Build the site of docs/ with mdBook, and its page of commands from the command line itself
+    Docs,
     /// Build a Debian package, with units for systemd, manual pages and completions
     Package,
     /// Run xfstests, which you bring, built, in guests on two devices of ours, and tell which tests fail
@@ -67,6 +70,7 @@ fn main() -> ExitCode {
         Command::Test(args) => test::run_chosen(args),
         Command::Bench => bench::run_all().and_then(|()| plot::draw_all()),
         Command::Plot => plot::draw_all(),
+        Command::Docs => docs::build(),
         Command::Package => package::build(),
         Command::Fstests(options) => fstests::run(&options),
         Command::Suites(options) => suites::run_all(&options),

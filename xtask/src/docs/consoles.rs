@@ -1,0 +1,80 @@
+// SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
+
+//! Whether the commands that the pages show are ones that there are.
+//!
+//! The tutorial's are run, by `tests/tutorial.rs`. Of the others, those of ours are read by the very
+//! parser that reads them when they are typed; each other program has to be known here.
+
+use std::fs;
+
+use clap::Parser;
+
+use super::pages;
+use crate::Command;
+use crate::command_line::Cli;
+
+/// Programs of others that the pages show, and where a test runs them so; or why none does.
+const OTHERS: [(&str, &str); 10] = [
+    ("qemu-system-x86_64", "each guest test, with these words for the device"),
+    ("mkfs.ext4", "each guest test"),
+    ("mount", "each guest test"),
+    ("grep", "the demo"),
+    ("cp", "tests/guest: snapshots, by a copy of the test's own"),
+    ("apt", "none: it installs"),
+    ("apt-get", "none: it installs"),
+    ("git", "none: it fetches"),
+    ("make", "none: it builds what is fetched"),
+    ("systemctl", "none: systemd has to run; its own check of the units was passed by hand"),
+];
+
+/// The commands that the consoles of `text` show, each whole, without what follows `#` or `&`.
+fn commands(text: &str) -> Vec<String> {
+    let blocks = text.split("```console\n").skip(1).map(|block| block.split("```").next().unwrap());
+    let joined = blocks.map(|block| block.replace("\\\n", " "));
+    joined.flat_map(|block| block.lines().filter_map(command).collect::<Vec<_>>()).collect()
+}
+
+fn command(line: &str) -> Option<String> {
+    let typed = line.strip_prefix("$ ").or_else(|| line.strip_prefix("# "))?;
+    let words = typed.split_whitespace().take_while(|word| !matches!(*word, "#" | "&" | "|" | ">"));
+    Some(words.collect::<Vec<_>>().join(" "))
+}
+
+/// What is wrong with a command.
+fn complaint(command: &str) -> Option<String> {
+    let words: Vec<_> = command.split(' ').collect();
+    // Assignments for one command.
+    let first = words.iter().position(|word| !word.contains('='))?;
+    let words = &words[first..];
+    let program = words[0].rsplit('/').next()?;
+    match (program, words.get(1).copied()) {
+        ("vhost-pmemd", _) => Cli::try_parse_from(words).err().and_then(|error| {
+            // Those two print, and end.
+            use clap::error::ErrorKind::{DisplayHelp, DisplayVersion};
+            let fine = matches!(error.kind(), DisplayHelp | DisplayVersion);
+            (!fine).then(|| error.to_string())
+        }),
+        ("cargo", Some("xtask")) => {
+            Command::try_parse_from(&words[1..]).err().map(|error| error.to_string())
+        }
+        ("cargo", Some("build" | "test" | "bench" | "clippy" | "doc" | "fmt" | "install")) => None,
+        _ if OTHERS.iter().any(|(name, _)| *name == program) => None,
+        _ => Some(format!("{program} is not known")),
+    }
+}
+
+#[test]
+fn commands_that_are_shown_can_be_typed() {
+    let mut wrong = Vec::new();
+    let mut count = 0;
+    for page in pages().iter().filter(|page| !page.ends_with("tutorial.md")) {
+        for command in commands(&fs::read_to_string(page).unwrap()) {
+            count += 1;
+            if let Some(complaint) = complaint(&command) {
+                wrong.push(format!("{}: {command}\n    {complaint}", page.display()));
+            }
+        }
+    }
+    assert!(count > 30, "only {count} commands");
+    assert!(wrong.is_empty(), "{}", wrong.join("\n"));
+}
