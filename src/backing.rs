@@ -6,14 +6,14 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::Instant;
 
-use anyhow::{Chain, Context, anyhow};
+use anyhow::{Chain, Context, anyhow, bail};
 use pfn_blk::table::{self, Line, OpenTable, Position};
 use pfn_blk::{
     Access, FileStore, InvalidPages, InvalidStore, MemoryStore, Mirror, NrPages, Pagemap, Region,
     Sizing, Snapshot, SnapshotUsage, Store, StoreSet, Target,
 };
 use tracing::info;
-use vhost_pmem::{InvalidWindow, LAYER_CHUNK, Window, check_size};
+use vhost_pmem::{Device, InvalidWindow, LAYER_CHUNK, Window, check_size};
 
 use crate::cli::{BackingArgs, WindowArg};
 use crate::size::ByteSize;
@@ -43,7 +43,7 @@ pub(crate) fn may_be_served(args: &BackingArgs) -> bool {
     let needs = args.table.is_some() || args.overlay.is_some() || args.read_only;
     match args.window {
         WindowArg::Auto => needs,
-        WindowArg::Direct => false,
+        WindowArg::Direct | WindowArg::Gpa(_) => false,
         WindowArg::Served => true,
     }
 }
@@ -128,7 +128,8 @@ fn open_file(path: &Path, args: &BackingArgs) -> anyhow::Result<FileStore> {
     };
     let pages = NrPages::try_from_bytes(size.0).with_context(|| format!("--size {}", size.0))?;
     // Before the file is made or grown for nothing.
-    if !matches!(args.window, WindowArg::Served) && args.publish.is_none() {
+    let is_bar = matches!(args.window, WindowArg::Auto | WindowArg::Direct);
+    if is_bar && args.publish.is_none() {
         check_size(pages).map_err(|error| anyhow!("--size {}: {error}", size.0))?;
     }
     let (store, sizing) =
@@ -163,6 +164,28 @@ pub(crate) fn open_table(path: &Path) -> anyhow::Result<OpenedTable> {
     open().with_context(|| format!("table {}", path.display()))
 }
 
+/// The device that shows `region` as the user wants it.
+pub(crate) fn device(
+    region: Region,
+    args: &BackingArgs,
+    has_socket: bool,
+) -> anyhow::Result<Device> {
+    let device = match (&args.publish, args.window) {
+        (_, WindowArg::Gpa(_)) if !has_socket => bail!(
+            "--window gpa=ADDR takes a socket, over which the guest's flushes come: give --socket-path"
+        ),
+        (Some(_), WindowArg::Direct) => {
+            bail!(
+                "--publish shows a served window, and never a direct one: give --window served, or none"
+            )
+        }
+        (Some(path), WindowArg::Gpa(start)) => Device::try_new_published(region, path, Some(start)),
+        (Some(path), _) => Device::try_new_published(region, path, None),
+        (None, choice) => Device::try_new(region, choice.into()),
+    };
+    device.map_err(|error| explain(error, args.file.is_some()))
+}
+
 /// The window of a region of `size`, in words.
 pub(crate) fn describe(window: &Window, size: NrPages) -> String {
     match window {
@@ -193,6 +216,9 @@ pub(crate) fn explain(error: InvalidWindow, is_file: bool) -> anyhow::Error {
         ),
         (InvalidWindow::Scattered, _) => {
             "; join fewer and larger pieces, or give --window served".to_owned()
+        }
+        (InvalidWindow::NotMappable(_), _) => {
+            "; give --publish PATH, and have the VMM map what is there then".to_owned()
         }
         (
             InvalidWindow::NotDirect(_)

@@ -5,8 +5,9 @@
 use std::num::NonZeroU32;
 use std::os::fd::RawFd;
 use std::path::PathBuf;
+use std::str::FromStr;
 
-use clap::{Args, Parser, Subcommand, ValueEnum};
+use clap::{Args, Parser, Subcommand};
 use tracing::level_filters::LevelFilter;
 use vhost_pmem::WindowChoice;
 
@@ -82,8 +83,8 @@ pub(crate) enum Command {
         #[arg(long, value_name = "FILE")]
         table: PathBuf,
 
-        /// The window that is asked for: auto, direct or served
-        #[arg(long, value_name = "WINDOW", value_enum, default_value_t)]
+        /// The window that is asked for: auto, direct, served or gpa=ADDR
+        #[arg(long, value_name = "WINDOW", default_value = "auto")]
         window: WindowArg,
     },
     /// Show the devices that are being served, a line each
@@ -215,9 +216,10 @@ pub(crate) struct BackingArgs {
     pub(crate) table: Option<PathBuf>,
 
     /// How the guest reaches it: direct, by mapping the files' own pages; served, by mapping a file
-    /// of the daemon's, which tables with mirrors and snapshots need; or auto, which is direct where
-    /// that is possible
-    #[arg(long, value_name = "WINDOW", value_enum, default_value_t)]
+    /// of the daemon's, which tables with mirrors and snapshots need; auto, which is direct where
+    /// that is possible; or gpa=ADDR, by memory of the guest at this guest physical address, which the
+    /// VMM makes of the files, or of what --publish shows
+    #[arg(long, value_name = "WINDOW", default_value = "auto")]
     pub(crate) window: WindowArg,
 
     /// Read the files into the page cache before they are served, page by page. Who touches a page
@@ -229,16 +231,39 @@ pub(crate) struct BackingArgs {
     /// Show the file of the served window at this path, for a VMM whose own persistent memory device
     /// maps a file; no socket is needed then. An empty file is made there, or is there already:
     /// whoever may open that may open the window
-    #[arg(long, value_name = "PATH", conflicts_with = "window")]
+    #[arg(long, value_name = "PATH")]
     pub(crate) publish: Option<PathBuf>,
 }
 
-#[derive(Debug, Clone, Copy, Default, ValueEnum)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum WindowArg {
-    #[default]
     Auto,
     Direct,
     Served,
+    Gpa(u64),
+}
+
+impl FromStr for WindowArg {
+    type Err = &'static str;
+
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        match text {
+            "auto" => Ok(Self::Auto),
+            "direct" => Ok(Self::Direct),
+            "served" => Ok(Self::Served),
+            _ => address(text).map(Self::Gpa).ok_or(
+                "a window is auto, direct, served, or gpa=ADDR with an address such as 0x100000000 or 4G",
+            ),
+        }
+    }
+}
+
+fn address(text: &str) -> Option<u64> {
+    let address = text.strip_prefix("gpa=")?;
+    match address.strip_prefix("0x") {
+        Some(digits) => u64::from_str_radix(digits, 16).ok().filter(|_| !digits.starts_with('+')),
+        None => Some(address.parse::<ByteSize>().ok()?.0),
+    }
 }
 
 impl From<WindowArg> for WindowChoice {
@@ -247,6 +272,7 @@ impl From<WindowArg> for WindowChoice {
             WindowArg::Auto => Self::Auto,
             WindowArg::Direct => Self::Direct,
             WindowArg::Served => Self::Served,
+            WindowArg::Gpa(start) => Self::Gpa(start),
         }
     }
 }
@@ -254,6 +280,17 @@ impl From<WindowArg> for WindowChoice {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn window_in_guest_memory_has_an_address() {
+        let window = |text: &str| text.parse::<WindowArg>().ok();
+        assert_eq!(window("gpa=0x20000000"), Some(WindowArg::Gpa(512 << 20)));
+        assert_eq!(window("gpa=4G"), Some(WindowArg::Gpa(4 << 30)));
+        assert_eq!(window("served"), Some(WindowArg::Served));
+        for wrong in ["gpa", "gpa=", "gpa=0x", "gpa=0x+1", "gpa=-1", "gpa=x", "Direct", ""] {
+            assert_eq!(window(wrong), None, "{wrong}");
+        }
+    }
 
     #[test]
     fn command_line_is_consistent() {

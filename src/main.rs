@@ -24,7 +24,7 @@ use std::time::Duration;
 
 use anyhow::{Context, bail};
 use clap::Parser;
-use tracing::{debug, info, warn};
+use tracing::{debug, field, info, warn};
 use vhost_pmem::Device;
 
 use crate::backing::Backing;
@@ -105,12 +105,7 @@ fn serve(cli: &Cli) -> anyhow::Result<()> {
     let Backing { region, stores, mirrors, snapshots, overlay } = backing::open(&cli.backing)?;
     let nr_pages = region.nr_pages();
     let size = ByteSize(nr_pages.bytes());
-    let is_file = cli.backing.file.is_some();
-    let device = match publish {
-        Some(path) => Device::try_new_published(region, path),
-        None => Device::try_new(region, cli.backing.window.into()),
-    };
-    let device = device.map_err(|error| backing::explain(error, is_file))?;
+    let device = backing::device(region, &cli.backing, endpoint.is_some())?;
     let device = device.with_polling(Duration::from_micros(cli.poll_us.into()));
     let device = Arc::new(match cli.max_syncs {
         Some(per_second) => device.with_limit(per_second),
@@ -146,7 +141,8 @@ fn serve(cli: &Cli) -> anyhow::Result<()> {
     }
     let served = match &endpoint {
         Some(endpoint) => {
-            info!(%size, %window, socket = %endpoint, "waiting for a frontend");
+            let gpa = device.gpa().map(|start| field::display(format!("{start:#x}")));
+            info!(%size, %window, gpa, socket = %endpoint, "waiting for a frontend");
             serve_frontends(&device, endpoint)
         }
         // Until a signal comes.

@@ -8,6 +8,7 @@ mod driver;
 mod endurance;
 mod failing;
 mod fleet;
+mod gpa;
 mod handshake;
 mod hostile;
 mod limit;

@@ -25,12 +25,12 @@ use vmm_sys_util::event::{EventConsumer, EventNotifier};
 use crate::channel::Channel;
 use crate::device::Device;
 use crate::exit_event::ExitEvent;
+use crate::gpa::Placement;
 use crate::guest_memory::GuestMemory;
 use crate::mapping::{MapState, Mapping};
-use crate::negotiation::{Negotiation, PROTOCOL_FEATURES, Refusal};
+use crate::negotiation::{GPA_PROTOCOL_FEATURES, Negotiation, PROTOCOL_FEATURES, Refusal};
 use crate::poll::Polling;
 use crate::queue;
-use crate::spec::Config;
 use crate::vring::{LibraryMemory, Vring};
 
 /// Linux has at most one flush a device in flight since 2026, older kernels as many as the queue
@@ -48,6 +48,8 @@ pub(crate) struct Connection {
     memory: GuestMemory,
     negotiation: Mutex<Negotiation>,
     mapping: MapState,
+    /// Where the VMM maps the window by itself, and whether it has.
+    placement: Option<(u64, Placement)>,
     refused: Mutex<Option<Refusal>>,
     exit: ExitEvent,
     closed: Arc<AtomicBool>,
@@ -60,11 +62,13 @@ pub(crate) struct Connection {
 
 impl Connection {
     pub(crate) fn new(device: Arc<Device>) -> io::Result<Self> {
+        let placement = device.gpa().map(|start| (start, Placement::new(device.region(), start)));
         Ok(Self {
             polling: Polling::new(device.polling()),
             device,
             memory: GuestMemory::default(),
-            negotiation: Mutex::default(),
+            negotiation: Mutex::new(Negotiation::new(placement.is_some())),
+            placement,
             mapping: MapState::new()?,
             refused: Mutex::default(),
             exit: ExitEvent::new()?,
@@ -128,6 +132,11 @@ impl Connection {
 
     /// Has the pages mapped in `activation`. Whether they are.
     fn map(&self, activation: u64) -> bool {
+        if let Some((start, placement)) = &self.placement {
+            let (is_there, news) = placement.look();
+            news.into_iter().for_each(|news| self.device.log_placement(*start, news));
+            return is_there;
+        }
         let mapper = self.negotiation().mapper();
         let frontend = match mapper {
             Ok(frontend) => frontend,
@@ -274,15 +283,13 @@ impl VhostUserBackend for Connection {
     fn acked_features(&self, features: u64) {
         let mut negotiation = self.negotiation();
         negotiation.set_guest_features(features);
-        if negotiation.is_driver_up() {
-            if let Err(refusal) = negotiation.mapper() {
-                self.refuse(refusal);
-            }
-        }
+        let refusal = negotiation.is_driver_up().then(|| negotiation.refusal()).flatten();
+        drop(negotiation);
+        refusal.into_iter().for_each(|refusal| self.refuse(refusal));
     }
 
     fn protocol_features(&self) -> VhostUserProtocolFeatures {
-        PROTOCOL_FEATURES
+        if self.placement.is_some() { GPA_PROTOCOL_FEATURES } else { PROTOCOL_FEATURES }
     }
 
     fn set_event_idx(&self, _enabled: bool) {
@@ -290,11 +297,9 @@ impl VhostUserBackend for Connection {
     }
 
     fn get_config(&self, offset: u32, size: u32) -> Vec<u8> {
-        if let Some(refusal) = self.negotiation().frontend_refusal() {
-            self.refuse(refusal);
-        }
-        // Zero: the pages are in shared memory region 0, or nowhere.
-        let bytes = Config::default().read(offset as usize, size as usize);
+        let refusal = self.negotiation().refusal();
+        refusal.into_iter().for_each(|refusal| self.refuse(refusal));
+        let bytes = self.device.config().read(offset as usize, size as usize);
         // The library answers with an error where the length isn't what was asked for.
         bytes.unwrap_or_default()
     }
@@ -302,6 +307,9 @@ impl VhostUserBackend for Connection {
     fn update_memory(&self, memory: LibraryMemory) -> io::Result<()> {
         let memory = memory.memory();
         self.device.cover_own_file(&memory)?;
+        if let Some((start, placement)) = &self.placement {
+            placement.update(self.device.region(), *start, &memory);
+        }
         self.memory.replace((*memory).clone())
     }
 

@@ -14,10 +14,11 @@ use pfn_blk::{Extent, Pagemap, PersistError, Region};
 use tracing::{error, info, warn};
 use vm_memory::GuestMemoryMmap;
 
+use crate::gpa::News;
 use crate::limit::Limit;
 use crate::request::Request;
 use crate::served::{self, Failure, Layer, LayerError, LiveLayers, Publication, ServeWindowError};
-use crate::spec::{RequestType, Status};
+use crate::spec::{Config, RequestType, Status};
 use crate::throttle::Throttle;
 use crate::window::{self, InvalidWindow, Window, WindowChoice};
 
@@ -31,6 +32,8 @@ pub struct Device {
     /// through.
     region: Region,
     window: Window,
+    /// Where a VMM maps it by itself.
+    gpa: Option<u64>,
     connected: AtomicBool,
     /// How many requests of ours frontends have not answered.
     asked: Arc<AtomicUsize>,
@@ -47,23 +50,30 @@ impl Device {
     /// The device that shows `region`, in a window as `choice` says.
     pub fn try_new(region: Region, choice: WindowChoice) -> Result<Self, InvalidWindow> {
         let window = window::choose(&region, choice)?;
-        Self::with_window(region, window, None)
+        let gpa = if let WindowChoice::Gpa(start) = choice { Some(start) } else { None };
+        Self::with_window(region, window, None, gpa)
     }
 
     /// The device that shows `region` in a served window, which others may open at `path`, too: a
     /// VMM whose own device maps a file. An empty file is made there, unless there is one; its
-    /// owner and mode say who may open the window.
-    pub fn try_new_published(region: Region, path: &Path) -> Result<Self, InvalidWindow> {
-        let window = window::choose(&region, WindowChoice::Served)?;
+    /// owner and mode say who may open the window. Or a VMM that maps it as memory of its guest, at
+    /// the guest physical address `gpa`.
+    pub fn try_new_published(
+        region: Region,
+        path: &Path,
+        gpa: Option<u64>,
+    ) -> Result<Self, InvalidWindow> {
+        let window = window::choose_published(&region, gpa)?;
         let publication = Publication::prepare(path)
             .map_err(|source| ServeWindowError::Publish { path: path.to_owned(), source })?;
-        Self::with_window(region, window, Some(publication))
+        Self::with_window(region, window, Some(publication), gpa)
     }
 
     fn with_window(
         region: Region,
         window: Window,
         publication: Option<Publication>,
+        gpa: Option<u64>,
     ) -> Result<Self, InvalidWindow> {
         let (region, layers) = match window {
             Window::Direct { .. } => (region, None),
@@ -81,6 +91,7 @@ impl Device {
             limit: None,
             region,
             window,
+            gpa,
             batch: Mutex::new(()),
             warnings: Throttle::new(),
             activations: Throttle::new(),
@@ -120,6 +131,18 @@ impl Device {
     /// How it shows its region.
     pub fn window(&self) -> &Window {
         &self.window
+    }
+
+    /// Where in guest physical memory the VMM has the window, if it maps it by itself.
+    pub fn gpa(&self) -> Option<u64> {
+        self.gpa
+    }
+
+    /// The configuration space.
+    pub(crate) fn config(&self) -> Config {
+        // Zero where the pages are in shared memory region 0, or nowhere.
+        let at = |start| Config { start, size: self.region.nr_pages().bytes() };
+        self.gpa.map_or_else(Config::default, at)
     }
 
     /// Sees to it that we don't have mapped, as guest memory, the file that we serve.
@@ -224,6 +247,21 @@ impl Device {
                 Window::Served { .. } => 1,
             };
             info!(mappings, ?took, suppressed, "guest activated the device; its pages are mapped");
+        }
+    }
+
+    /// Logs whether a VMM has the window where its guest looks for it.
+    pub(crate) fn log_placement(&self, start: u64, news: News) {
+        match news {
+            News::Misplaced(cause) => {
+                self.warn_throttled("every flush fails: the guest doesn't have our pages", &cause);
+            }
+            News::Found => {
+                if let Some(suppressed) = self.activations.admit() {
+                    let suppressed = NonZeroU64::new(suppressed);
+                    info!(suppressed, "the guest has the window as its memory at {start:#x}");
+                }
+            }
         }
     }
 

@@ -8,7 +8,7 @@
 //! the frontend maps the stores' own pages into the device's shared memory region, so that loads
 //! and stores of the guest never enter this process. What can't be mapped is shown through a
 //! *served* window: the frontend maps a file of ours, and what the guest has stored comes to us at
-//! a flush. A frontend connects, a guest activates the device, the pages are mapped, flushes are
+//! a flush. A VMM that can't map for us may have either as memory of its guest. A frontend connects, a guest activates the device, the pages are mapped, flushes are
 //! answered, the guest resets the device or the frontend leaves, and all begins anew.
 //!
 //! # Invariants
@@ -32,6 +32,7 @@
 //! | `limit` | how often the disks may be synced |
 //! | `poll` | looking for requests before sleeping |
 //! | `mapping` | mapping one, and taking it back |
+//! | `gpa` | one that a VMM maps by itself |
 //! | `channel` | asking the frontend to |
 //! | `vring` | a queue with fds that a frontend gave |
 //! | `guest_memory` | the memory that a frontend gave |
@@ -48,6 +49,7 @@ mod config_oracle;
 mod connection;
 mod device;
 mod exit_event;
+mod gpa;
 mod guest_memory;
 mod limit;
 mod mapping;

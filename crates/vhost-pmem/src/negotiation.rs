@@ -25,6 +25,9 @@ pub(crate) const PROTOCOL_FEATURES: Protocol = Protocol::CONFIG
     .union(Protocol::REPLY_ACK)
     .union(Protocol::SHMEM);
 
+/// Those that we offer where the VMM maps the window by itself, and has nothing to be asked for.
+pub(crate) const GPA_PROTOCOL_FEATURES: Protocol = Protocol::CONFIG.union(Protocol::REPLY_ACK);
+
 const VERSION_1: u64 = 1 << VIRTIO_F_VERSION_1;
 const FEATURES: u64 = VERSION_1
     | (1 << VIRTIO_RING_F_EVENT_IDX)
@@ -54,15 +57,23 @@ pub(crate) struct Negotiation {
     frontend: Option<Backend>,
     asked: bool,
     guest_features: u64,
+    /// Whether the VMM maps the window by itself: then the feature is never offered, and nobody
+    /// refused.
+    is_gpa: bool,
 }
 
 impl Negotiation {
+    /// With nobody, about a window that the VMM maps by itself, or asks us for.
+    pub(crate) fn new(is_gpa: bool) -> Self {
+        Self { is_gpa, ..Self::default() }
+    }
+
     /// The features to offer. VIRTIO_PMEM_F_SHMEM_REGION comes with SHMEM only – but whoever asks
     /// for the first time hasn't been able to say whether it has SHMEM. QEMU asks again once it
     /// has; crosvm never does.
     pub(crate) fn features(&mut self) -> u64 {
         let first = !std::mem::replace(&mut self.asked, true);
-        match first || self.frontend.is_some() {
+        match !self.is_gpa && (first || self.frontend.is_some()) {
             true => FEATURES | VIRTIO_PMEM_F_SHMEM_REGION,
             false => FEATURES,
         }
@@ -90,9 +101,13 @@ impl Negotiation {
         }
     }
 
-    /// What the frontend alone makes impossible.
-    pub(crate) fn frontend_refusal(&self) -> Option<Refusal> {
-        self.frontend.is_none().then_some(Refusal::FrontendLacksShmem)
+    /// What makes it impossible that the guest gets pages, as far as is known.
+    pub(crate) fn refusal(&self) -> Option<Refusal> {
+        match self.is_gpa {
+            true => None,
+            false if self.is_driver_up() => self.mapper().err(),
+            false => self.frontend.is_none().then_some(Refusal::FrontendLacksShmem),
+        }
     }
 }
 

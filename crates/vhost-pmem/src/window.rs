@@ -5,6 +5,7 @@
 use pfn_blk::{Access, Extent, NotDirect, NrPages, Pgoff, PgoffRange, Region};
 use thiserror::Error;
 
+use crate::gpa;
 use crate::served::ServeWindowError;
 
 /// More extents than this are not mapped directly: each is a mapping in the frontend and a memory slot of the
@@ -21,6 +22,8 @@ pub enum WindowChoice {
     Direct,
     /// The frontend maps a file of ours, and what the guest stores comes to us at a flush.
     Served,
+    /// The VMM maps the stores' files by itself, as memory of its guest from this address on.
+    Gpa(u64),
 }
 
 /// How a region is to be shown.
@@ -80,6 +83,28 @@ pub enum InvalidWindow {
     /// A window that can't be served here.
     #[error("the region can't be served")]
     Served(#[from] ServeWindowError),
+    /// A part that a VMM can't map by itself.
+    #[error("a VMM can't map the region's own files as memory of its guest")]
+    NotMappable(#[source] Box<InvalidWindow>),
+    /// A place in guest memory that Linux can't use.
+    #[error(
+        "{bytes} bytes at {start:#x} of guest memory can't be persistent memory: Linux wants both to \
+         be multiples of 2 MiB"
+    )]
+    MisalignedGpa {
+        /// The guest physical address.
+        start: u64,
+        /// The size in bytes.
+        bytes: u64,
+    },
+    /// A place behind the end of all addresses.
+    #[error("{bytes} bytes don't fit behind {start:#x} of guest memory")]
+    GpaTooHigh {
+        /// The guest physical address.
+        start: u64,
+        /// The size in bytes.
+        bytes: u64,
+    },
     /// Pages in too many pieces.
     #[error("the region lies in more than {EXTENTS_MAX} extents")]
     Scattered,
@@ -106,13 +131,36 @@ pub fn choose(region: &Region, choice: WindowChoice) -> Result<Window, InvalidWi
         let size = NrPages::try_new(pages).expect("the most pages there can be are a power of two");
         Ok(Window::Served { because, size })
     };
-    match (choice, direct()) {
-        (WindowChoice::Auto | WindowChoice::Direct, Ok(window)) => Ok(window),
-        // It would be shown with an end that can't be written; growing it is better.
-        (WindowChoice::Direct, Err(error))
-        | (WindowChoice::Auto, Err(error @ InvalidWindow::NotPowerOfTwo { .. })) => Err(error),
-        (WindowChoice::Auto | WindowChoice::Served, Err(error)) => served(Some(error)),
-        (WindowChoice::Served, Ok(_)) => served(None),
+    match choice {
+        WindowChoice::Direct => direct(),
+        WindowChoice::Served => served(direct().err()),
+        WindowChoice::Auto => match direct() {
+            // One whose size is none would be shown with an end that can't be written; growing it is
+            // better.
+            Err(error) if !matches!(error, InvalidWindow::NotPowerOfTwo { .. }) => {
+                served(Some(error))
+            }
+            decided => decided,
+        },
+        WindowChoice::Gpa(start) => {
+            gpa::check_place(start, region.nr_pages())?;
+            let mappings = check_extents(region);
+            let mappings = mappings.map_err(|e| InvalidWindow::NotMappable(Box::new(e)))?;
+            Ok(Window::Direct { mappings })
+        }
+    }
+}
+
+/// How `region` is shown through a file that others open, which a VMM may have as its guest's memory
+/// at `gpa`.
+pub(crate) fn choose_published(region: &Region, gpa: Option<u64>) -> Result<Window, InvalidWindow> {
+    match (choose(region, WindowChoice::Served)?, gpa) {
+        (Window::Served { because, .. }, Some(start)) => {
+            let size = region.nr_pages();
+            gpa::check_place(start, size)?;
+            Ok(Window::Served { because, size })
+        }
+        (window, _) => Ok(window),
     }
 }
 

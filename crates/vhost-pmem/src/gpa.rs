@@ -1,0 +1,187 @@
+// SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
+
+//! A window in guest physical memory: the VMM maps the files itself, as memory of its guest, and the
+//! configuration space says where. For frontends that can't map what we ask them to, and guests that
+//! don't know of shared memory regions.
+//!
+//! Nobody but the VMM knows what it has mapped. What it tells us in its memory table is checked:
+//! until the window is there, whole, and made of our own files, no flush succeeds.
+
+use std::fmt;
+use std::io;
+use std::os::fd::AsFd;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use pfn_blk::{NotDirect, NrPages, Region};
+use rustix::fs::{FileType, fstat, major, minor};
+use thiserror::Error;
+use vm_memory::{
+    Address, GuestAddress, GuestMemoryBackend, GuestMemoryMmap, GuestMemoryRegion, GuestRegionMmap,
+};
+
+use crate::window::{InvalidWindow, extents};
+
+/// What Linux takes of a window's begin and end: a subsection, `SUBSECTION_SIZE` of its
+/// `include/linux/mmzone.h`.
+const ALIGNMENT: u64 = 2 << 20;
+
+/// Checks that a guest can have `size` at `start`.
+pub(crate) fn check_place(start: u64, size: NrPages) -> Result<(), InvalidWindow> {
+    let bytes = size.bytes();
+    if start % ALIGNMENT != 0 || bytes % ALIGNMENT != 0 {
+        return Err(InvalidWindow::MisalignedGpa { start, bytes });
+    }
+    start.checked_add(bytes).map(drop).ok_or(InvalidWindow::GpaTooHigh { start, bytes })
+}
+
+/// A file, as far as the kernel tells files apart.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Identity {
+    Inode { device: u64, number: u64 },
+    BlockDevice { device: u64 },
+}
+
+impl Identity {
+    fn of(file: impl AsFd) -> io::Result<Self> {
+        let stat = fstat(file)?;
+        Ok(match FileType::from_raw_mode(stat.st_mode) {
+            FileType::BlockDevice => Self::BlockDevice { device: stat.st_rdev },
+            _ => Self::Inode { device: stat.st_dev, number: stat.st_ino },
+        })
+    }
+}
+
+impl fmt::Display for Identity {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match *self {
+            Self::Inode { device, number } => {
+                write!(f, "inode {number} of device {}:{}", major(device), minor(device))
+            }
+            Self::BlockDevice { device } => {
+                write!(f, "block device {}:{}", major(device), minor(device))
+            }
+        }
+    }
+}
+
+/// Why the window isn't where the guest looks for it.
+#[derive(Debug, Error)]
+pub(crate) enum Misplaced {
+    #[error(
+        "the guest has no memory at {at:#x}, where {store} is to be; give the VMM a memory region \
+         there that maps this file, shared"
+    )]
+    Missing { at: u64, store: String },
+    #[error(
+        "the guest's memory at {at:#x} is no file; it is to be {store}: have the VMM map this file \
+         there, shared"
+    )]
+    NoFile { at: u64, store: String },
+    #[error(
+        "the guest's memory at {at:#x} is {found}, and not {store}, which is {expected}; have the \
+         VMM map this file there, or say with --window gpa=ADDR where it maps it"
+    )]
+    OtherFile { at: u64, store: String, found: Identity, expected: Identity },
+    #[error(
+        "the guest's memory at {at:#x} is {store} from byte {found} on, and not from {expected}; \
+         have the VMM map all of the file from its beginning on, or say with --window gpa=ADDR where \
+         that is"
+    )]
+    OtherOffset { at: u64, store: String, found: u64, expected: u64 },
+    #[error("the guest's memory can't be compared with our files")]
+    Unknown(#[from] io::Error),
+    #[error(transparent)]
+    NotDirect(#[from] NotDirect),
+}
+
+/// Whether all of `region` lies in `memory`, from `start` on.
+fn find(region: &Region, start: u64, memory: &GuestMemoryMmap) -> Result<(), Misplaced> {
+    for (offset, extent) in extents(region) {
+        let extent = extent?;
+        let store = extent.pagemap().store();
+        let name = || store.name().to_owned();
+        let expected = Identity::of(store.fd())?;
+        let (first, pages) = (start + offset.bytes(), extent.pages());
+        let (file_start, end) = (pages.start().bytes(), first + pages.nr_pages().bytes());
+        let mut at = first;
+        while at < end {
+            let Some(found) = memory.find_region(GuestAddress(at)) else {
+                return Err(Misplaced::Missing { at, store: name() });
+            };
+            let Some(file) = found.file_offset() else {
+                return Err(Misplaced::NoFile { at, store: name() });
+            };
+            let identity = Identity::of(file.file())?;
+            if identity != expected {
+                return Err(Misplaced::OtherFile { at, store: name(), found: identity, expected });
+            }
+            let within = at - found.start_addr().raw_value();
+            let (found_at, expected_at) = (file.start() + within, file_start + (at - first));
+            if found_at != expected_at {
+                let (found, expected) = (found_at, expected_at);
+                return Err(Misplaced::OtherOffset { at, store: name(), found, expected });
+            }
+            at = end_of(found);
+        }
+    }
+    Ok(())
+}
+
+fn end_of(region: &GuestRegionMmap) -> u64 {
+    region.start_addr().raw_value().saturating_add(region.len())
+}
+
+/// What is known of a connection's window.
+pub(crate) struct Placement {
+    state: Mutex<State>,
+}
+
+struct State {
+    found: Result<(), Arc<Misplaced>>,
+    /// Whether it was logged.
+    is_told: bool,
+}
+
+/// What is to be logged of a window.
+pub(crate) enum News {
+    /// It is there.
+    Found,
+    /// It is not.
+    Misplaced(Arc<Misplaced>),
+}
+
+impl Placement {
+    /// Of a frontend that has told of no memory yet.
+    pub(crate) fn new(region: &Region, start: u64) -> Self {
+        let found = find(region, start, &GuestMemoryMmap::new()).map_err(Arc::new);
+        Self { state: Mutex::new(State { found, is_told: false }) }
+    }
+
+    /// The frontend has told of its memory.
+    pub(crate) fn update(&self, region: &Region, start: u64, memory: &GuestMemoryMmap) {
+        let found = find(region, start, memory).map_err(Arc::new);
+        let mut state = self.state();
+        // A table that has changed elsewhere is no news.
+        let is_same = match (&state.found, &found) {
+            (Ok(()), Ok(())) => true,
+            (Err(before), Err(now)) => before.to_string() == now.to_string(),
+            _ => false,
+        };
+        let is_told = state.is_told && is_same;
+        *state = State { found, is_told };
+    }
+
+    /// Whether the window is there, and what is to be logged of it, once.
+    pub(crate) fn look(&self) -> (bool, Option<News>) {
+        let mut state = self.state();
+        let news = (!std::mem::replace(&mut state.is_told, true)).then(|| match &state.found {
+            Ok(()) => News::Found,
+            Err(misplaced) => News::Misplaced(Arc::clone(misplaced)),
+        });
+        (state.found.is_ok(), news)
+    }
+
+    fn state(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
