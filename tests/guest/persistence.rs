@@ -5,7 +5,7 @@
 use std::path::PathBuf;
 use std::time::Duration;
 
-use guest_harness::{Daemon, Lab, VmBuilder};
+use guest_harness::{Daemon, Kernel, Lab, VmBuilder};
 use tempfile::TempDir;
 
 use crate::filesystem::Filesystem;
@@ -30,6 +30,11 @@ macro_rules! on_all {
             use crate::persistence::on_published;
             $(#[test] fn $name() { on_published(crate::persistence::$name, $filesystem); })*
         }
+        mod gpa {
+            use super::$filesystem;
+            use crate::persistence::on_gpa;
+            $(#[test] fn $name() { on_gpa(crate::persistence::$name, $filesystem); })*
+        }
     };
 }
 
@@ -44,32 +49,72 @@ on_all! {
 type Test = fn(&mut Memory, Filesystem);
 
 fn on_device(test: Test, filesystem: Filesystem) {
-    test(&mut Memory::new(false), filesystem);
+    test(&mut Memory::new(Kind::Direct), filesystem);
+}
+
+fn on_gpa(test: Test, filesystem: Filesystem) {
+    let mut memory = Memory::new(Kind::Gpa);
+    test(&mut memory, filesystem);
+    // Its flushes have come here, and were no failures.
+    memory.daemon().wait_for_log("the guest has the window as its memory").unwrap();
+}
+
+#[test]
+fn killed_on_published_guest_memory_finds_what_was_synced() {
+    if can_serve() {
+        let mut memory = Memory::new(Kind::GpaPublished);
+        let filesystem = Filesystem::Ext4;
+        killed_right_after_fsync_finds_what_was_synced_in_a_clean_filesystem(
+            &mut memory,
+            filesystem,
+        );
+        assert_eq!(pages_of(0, &memory.base()), PAGES, "the base was changed");
+    }
 }
 
 fn on_published(test: Test, filesystem: Filesystem) {
     if can_serve() {
-        let mut memory = Memory::new(true);
+        let mut memory = Memory::new(Kind::Published);
         test(&mut memory, filesystem);
         assert_eq!(pages_of(0, &memory.base()), PAGES, "the base was changed");
     }
 }
 
 const SIZE: u64 = 512 << 20;
+/// Of a guest whose persistent memory lies behind it.
+const MEMORY_MIB: u32 = 512;
 const PAGES: usize = 512 << 20 >> 12;
 
-/// Persistent memory: our device on a file; or QEMU's own, on what was changed of a file, which the
-/// daemon publishes.
+/// Where the guest gets its pages from.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Kind {
+    /// Our device maps a file.
+    Direct,
+    /// QEMU's own device maps what was changed of a file, which the daemon publishes.
+    Published,
+    /// QEMU maps a file as memory of the guest.
+    Gpa,
+    /// QEMU maps as memory of the guest what the daemon publishes.
+    GpaPublished,
+}
+
+impl Kind {
+    fn is_published(self) -> bool {
+        matches!(self, Self::Published | Self::GpaPublished)
+    }
+}
+
+/// Persistent memory.
 struct Memory {
-    published: bool,
+    kind: Kind,
     dir: TempDir,
     daemon: Option<Daemon>,
 }
 
 impl Memory {
-    fn new(published: bool) -> Self {
-        let mut memory = Self { published, dir: tempfile::tempdir().unwrap(), daemon: None };
-        if published {
+    fn new(kind: Kind) -> Self {
+        let mut memory = Self { kind, dir: tempfile::tempdir().unwrap(), daemon: None };
+        if kind.is_published() {
             sparse_file(&memory.base(), SIZE);
         }
         memory.start();
@@ -90,16 +135,21 @@ impl Memory {
     }
 
     fn start(&mut self) {
-        let args = ["--publish", "--file", "--overlay"].map(Into::into);
-        let paths = [self.path("window"), self.base(), self.file()].map(PathBuf::into_os_string);
-        let daemon = match self.published {
-            false => serve(&self.file()),
-            true => Daemon::start(
-                DAEMON,
-                args.into_iter().zip(paths).flat_map(|(arg, path)| [arg, path]),
-            )
-            .unwrap(),
+        let published = || {
+            let args = ["--publish", "--file", "--overlay"].map(Into::into);
+            let paths =
+                [self.path("window"), self.base(), self.file()].map(PathBuf::into_os_string);
+            args.into_iter().zip(paths).flat_map(|(arg, path)| [arg, path])
         };
+        let gpa = ["--window".into(), format!("gpa={MEMORY_MIB}M").into()];
+        let file = ["--file".into(), self.file().into(), "--size".into(), "512M".into()];
+        let daemon = match self.kind {
+            Kind::Direct => Ok(serve(&self.file())),
+            Kind::Published => Daemon::start(DAEMON, published()),
+            Kind::Gpa => Daemon::start(DAEMON, gpa.into_iter().chain(file)),
+            Kind::GpaPublished => Daemon::start(DAEMON, published().chain(gpa)),
+        };
+        let daemon = daemon.unwrap();
         self.daemon = Some(daemon);
     }
 
@@ -116,7 +166,7 @@ impl Memory {
 
     /// After the VMM was killed: nothing is left of what was not synced, as far as we can help it.
     fn lose_power(&mut self) {
-        if self.published {
+        if self.kind.is_published() {
             self.daemon.take().unwrap().kill(Duration::from_secs(20)).unwrap();
             self.start();
         } else {
@@ -125,9 +175,17 @@ impl Memory {
     }
 
     fn guest<'lab>(&self, lab: &'lab Lab, filesystem: Filesystem) -> VmBuilder<'lab> {
-        match self.published {
-            true => guest(lab, filesystem, &[]).own_virtio_pmem(self.path("window"), SIZE),
-            false => guest(lab, filesystem, &[self.daemon()]),
+        let ours = || guest(lab, filesystem, &[self.daemon()]);
+        let mapped = |path| ours().memory_mib(MEMORY_MIB).file_memory(path, 512);
+        // One that knows no other window, and one that does.
+        let kernel = if filesystem == Filesystem::Ext4 { Kernel::Bookworm } else { Kernel::Trixie };
+        match self.kind {
+            Kind::Direct => ours(),
+            Kind::Published => {
+                guest(lab, filesystem, &[]).own_virtio_pmem(self.path("window"), SIZE)
+            }
+            Kind::Gpa => mapped(self.file()).kernel(kernel),
+            Kind::GpaPublished => mapped(self.path("window")),
         }
     }
 
@@ -198,7 +256,7 @@ fn rebooted_within_one_qemu_finds_everything(memory: &mut Memory, filesystem: Fi
     vm.system_reset().unwrap();
     let outcome = vm.wait().unwrap().expect_success().unwrap();
     assert_eq!(outcome.serial.matches("dir/noise: OK").count(), 2);
-    if !memory.published {
+    if memory.kind == Kind::Direct {
         let log = memory.daemon().log();
         assert_eq!(log.matches("guest activated the device").count(), 3, "{log}");
     }

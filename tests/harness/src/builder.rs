@@ -38,6 +38,8 @@ pub struct VmBuilder<'lab> {
     files: Vec<(PathBuf, String)>,
     script: String,
     memory_mib: u32,
+    file_memory_mib: u32,
+    nodes: Vec<OsString>,
     cpus: u32,
     cpu: Option<&'static [&'static str]>,
     kernel_arguments: String,
@@ -59,6 +61,8 @@ impl<'lab> VmBuilder<'lab> {
             files: Vec::new(),
             script: String::new(),
             memory_mib: 512,
+            file_memory_mib: 0,
+            nodes: Vec::new(),
             cpus: 1,
             cpu: None,
             kernel_arguments: String::new(),
@@ -133,6 +137,22 @@ impl<'lab> VmBuilder<'lab> {
         backend.push(escaped(path.as_ref()));
         let device = format!("virtio-pmem-pci,memdev={id}");
         self.qemu_args([OsStr::new("-object"), &backend, "-device".as_ref(), device.as_ref()])
+    }
+
+    /// Has the first `mib` MiB of the file `path` be memory of the guest, shared with the file, behind
+    /// all that it has so far; the kernel leaves it alone. Of a guest with less than 2 GiB.
+    #[must_use]
+    pub fn file_memory(mut self, path: impl AsRef<Path>, mib: u32) -> Self {
+        let start = self.memory_mib + self.file_memory_mib;
+        let id = format!("fm{start}");
+        self.file_memory_mib += mib;
+        let mut backend =
+            OsString::from(format!("memory-backend-file,id={id},share=on,size={mib}M,mem-path="));
+        backend.push(escaped(path.as_ref()));
+        let node = format!("node,memdev={id}");
+        // Behind the node of the rest, which the command line has first.
+        self.nodes.extend(["-object".into(), backend, "-numa".into(), node.into()]);
+        self.kernel_argument(&format!("memmap={mib}M${:#x}", u64::from(start) << 20))
     }
 
     /// Attaches the raw image `path` as a disk: `/dev/vda`, `/dev/vdb`, and so on. What the guest
@@ -255,13 +275,14 @@ impl<'lab> VmBuilder<'lab> {
         qemu.args(self.cpu.unwrap_or(&accelerator.arguments()));
         qemu.args(["-M", "q35", "-smp"]).arg(self.cpus.to_string());
         let mib = self.memory_mib;
+        let all = mib + self.file_memory_mib;
         qemu.arg("-m").arg(match self.own_devices {
-            0 => format!("{mib}M"),
+            0 => format!("{all}M"),
             // Each takes a memory slot, which plain `-m` has none of.
-            devices => format!("{mib}M,slots={devices},maxmem=64G"),
+            devices => format!("{all}M,slots={devices},maxmem=64G"),
         });
         qemu.arg("-object").arg(format!("memory-backend-memfd,id=mem,size={mib}M,share=on"));
-        qemu.args(["-numa", "node,memdev=mem"]);
+        qemu.args(["-numa", "node,memdev=mem"]).args(&self.nodes);
         if !self.reboots {
             qemu.arg("-no-reboot");
         }
