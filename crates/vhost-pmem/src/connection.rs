@@ -103,6 +103,7 @@ impl Connection {
     /// A store is to go: takes its pages back from the guest.
     fn take_back(&self) {
         let kept = self.mapping.take_back();
+        self.device.counters().set_mapped(0);
         if kept.is_empty() {
             warn!("a store was disabled; its pages were taken from the guest, whose flushes fail");
         } else {
@@ -114,6 +115,7 @@ impl Connection {
     /// answered before the frontend learns where we stopped.
     fn stop(&self) {
         self.mapping.forget();
+        self.device.counters().set_mapped(0);
         self.wake();
         drop(self.device.quiesce());
     }
@@ -135,6 +137,8 @@ impl Connection {
         if let Some((start, placement)) = &self.placement {
             let (is_there, news) = placement.look();
             news.into_iter().for_each(|news| self.device.log_placement(*start, news));
+            let pages = if is_there { self.device.region().nr_pages().get() } else { 0 };
+            self.device.counters().set_mapped(pages);
             return is_there;
         }
         let mapper = self.negotiation().mapper();
@@ -150,11 +154,19 @@ impl Connection {
         match self.mapping.ensure(activation, self.device.region(), &frontend) {
             Mapping::Kept => true,
             Mapping::Made(took) => {
+                let counters = self.device.counters();
+                counters.activation(true);
+                counters.set_mapped(self.device.region().nr_pages().get());
+                // Whoever stopped it, or closed the connection, may have done so before.
+                if activation != self.mapping.activation() || self.closed.load(Ordering::SeqCst) {
+                    counters.set_mapped(0);
+                }
                 self.device.log_activation(took);
                 true
             }
             Mapping::Refused(error) => {
                 if let Some(error) = error {
+                    self.device.counters().activation(false);
                     self.device.warn_throttled(
                         "every flush of this guest fails until it resets the device: its pages are not mapped",
                         &error,
@@ -187,8 +199,10 @@ impl Connection {
             }
             let mapped = self.map(activation);
             if let Some(limit) = self.device.limit() {
-                if queue::has_requests(vring, &self.memory.table())? {
-                    self.sleep(limit.wait(), activation);
+                let wait = limit.wait();
+                if !wait.is_zero() && queue::has_requests(vring, &self.memory.table())? {
+                    self.device.counters().batch_limited();
+                    self.sleep(wait, activation);
                 }
             }
             let answering = self.device.quiesce();
@@ -218,6 +232,7 @@ impl Connection {
             // Whoever else is in the queue is still to be served, and the driver to be told to
             // kick again.
             if let Err(error) = queue::complete(vring, &self.memory.table(), answers) {
+                self.device.counters().queue_error();
                 self.device.warn_throttled("request can't be answered", &error);
             }
             self.polling.answered();
@@ -351,6 +366,7 @@ impl VhostUserBackend for Connection {
         for vring in vrings {
             // An error would end the queue thread, and a guest must not be able to do that.
             if let Err(error) = self.serve(vring) {
+                self.device.counters().queue_error();
                 self.device.warn_throttled("queue unusable", &error);
             }
         }

@@ -8,12 +8,13 @@ use std::num::{NonZeroU32, NonZeroU64};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use pfn_blk::{Extent, Pagemap, PersistError, Region};
 use tracing::{error, info, warn};
 use vm_memory::GuestMemoryMmap;
 
+use crate::counters::{Counters, Counts};
 use crate::gpa::News;
 use crate::limit::Limit;
 use crate::request::Request;
@@ -44,6 +45,7 @@ pub struct Device {
     /// Limits what a guest can have logged, of what went wrong and of what went well.
     warnings: Throttle,
     activations: Throttle,
+    counters: Counters,
 }
 
 impl Device {
@@ -95,6 +97,7 @@ impl Device {
             batch: Mutex::new(()),
             warnings: Throttle::new(),
             activations: Throttle::new(),
+            counters: Counters::new(),
         })
     }
 
@@ -213,6 +216,20 @@ impl Device {
         Ok(())
     }
 
+    /// What it has done so far.
+    pub fn counts(&self) -> Counts {
+        self.counters.read()
+    }
+
+    pub(crate) fn counters(&self) -> &Counters {
+        &self.counters
+    }
+
+    /// The file of a served window; none of a direct one, whose stores are its caller's.
+    pub fn served_file(&self) -> Option<&Pagemap> {
+        self.layers.as_ref().and(self.window_store())
+    }
+
     /// The file of a served window.
     fn window_store(&self) -> Option<&Pagemap> {
         self.region.direct_access(self.region.pages()).ok().map(Extent::pagemap)
@@ -282,6 +299,7 @@ impl Device {
             true => self.flush(),
             false => Status::Failure,
         };
+        self.counters.batch(batch, mapped.then_some(flushed == Status::Success));
         let status = |request| if is_flush(request) { flushed } else { Status::Failure };
         for request in batch {
             if let Err(malformed) = request.kind() {
@@ -292,7 +310,10 @@ impl Device {
     }
 
     fn flush(&self) -> Status {
-        match self.region.persist(self.region.pages()) {
+        let began = Instant::now();
+        let result = self.region.persist(self.region.pages());
+        self.counters.sync(began.elapsed(), &result);
+        match result {
             Ok(()) => Status::Success,
             Err(cause) => {
                 // What failed earlier, or was disabled, was logged then, and a guest may go on

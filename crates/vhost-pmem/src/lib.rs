@@ -38,6 +38,8 @@
 //! | `guest_memory` | the memory that a frontend gave |
 //! | `sigbus` | what happens when it takes it away |
 //! | `negotiation` | what frontend and guest can do |
+//! | `counters` | what a device has done so far |
+//! | `page_cache` | how much of a file is in memory |
 //! | `device` | region and flush, no vhost-user |
 //! | `connection` | vhost-user requests and queue events of one frontend |
 //! | `server` | one frontend after another |
@@ -47,6 +49,7 @@ mod channel;
 #[path = "../fuzz/oracles/config_oracle.rs"]
 mod config_oracle;
 mod connection;
+mod counters;
 mod device;
 mod exit_event;
 mod gpa;
@@ -54,6 +57,7 @@ mod guest_memory;
 mod limit;
 mod mapping;
 mod negotiation;
+mod page_cache;
 mod poll;
 mod queue;
 #[cfg(test)]
@@ -68,7 +72,9 @@ mod throttle;
 mod vring;
 mod window;
 
+pub use counters::{Counts, Histogram};
 pub use device::Device;
+pub use page_cache::{CachedPages, cached_pages};
 pub use served::{
     Failure, LAYER_CHUNK, Layer, LayerError, PublishError, ServeWindowError, allow_served_windows,
 };

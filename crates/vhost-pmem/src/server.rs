@@ -49,11 +49,13 @@ impl Device {
             .start(&mut Listener::from(listener))
             .map_err(|error| ServeError::Accept(error.to_string()))?;
         connection.set_hang_up(daemon.shutdown_handle());
+        self.counters().frontend();
         self.set_connected(true);
         info!("frontend connected");
         let left = daemon.wait();
         connection.close();
         self.write_back();
+        self.counters().set_mapped(0);
         self.set_connected(false);
         match left {
             Ok(()) | Err(DaemonError::HandleRequest(VhostUserError::Disconnected)) => {
