@@ -11,6 +11,7 @@ use clap::{Args, Parser, Subcommand};
 use tracing::level_filters::LevelFilter;
 use vhost_pmem::WindowChoice;
 
+use crate::address::Address;
 use crate::size::ByteSize;
 
 /// Serves files as a virtio-pmem device to a vhost-user frontend such as QEMU, so that a guest
@@ -33,7 +34,7 @@ pub(crate) struct Cli {
     #[arg(
         long,
         value_name = "FILE",
-        conflicts_with_all = ["EndpointArgs", "BackingArgs", "poll_us", "max_syncs", "name"]
+        conflicts_with_all = ["EndpointArgs", "BackingArgs", "poll_us", "max_syncs", "name", "metrics"]
     )]
     pub(crate) config: Option<PathBuf>,
 
@@ -60,6 +61,11 @@ pub(crate) struct Cli {
     /// alone
     #[arg(long, value_name = "PATH")]
     pub(crate) control: Option<PathBuf>,
+
+    /// Answer "GET /metrics", as Prometheus asks, on a Unix socket, unix:PATH, or a port that only this
+    /// host reaches, 127.0.0.1:PORT
+    #[arg(long, value_name = "ADDRESS")]
+    pub(crate) metrics: Option<Address>,
 
     /// The device's name, in the log and in what "status" shows
     #[arg(long, value_name = "NAME")]

@@ -2,6 +2,7 @@
 
 //! `vhost-pmemd`: serves files as a virtio-pmem device to a vhost-user frontend.
 
+mod address;
 mod backing;
 mod capabilities;
 mod check;
@@ -10,6 +11,7 @@ mod control;
 mod fleet;
 mod log;
 mod merge;
+mod metrics;
 mod relay;
 mod resync;
 mod service;
@@ -29,7 +31,7 @@ use vhost_pmem::Device;
 
 use crate::backing::Backing;
 use crate::cli::{Cli, Command, ControlArgs, MergeArgs};
-use crate::control::{Operator, Request};
+use crate::control::{Operator, OwnProcess, Request};
 use crate::size::ByteSize;
 use crate::socket::Endpoint;
 
@@ -102,6 +104,7 @@ fn serve(cli: &Cli) -> anyhow::Result<()> {
     let endpoint = Endpoint::open(&cli.endpoint)?;
     let publish = cli.backing.publish.as_deref();
     let control = cli.control.as_deref().map(Endpoint::control).transpose()?;
+    let metrics = cli.metrics.as_ref().map(metrics::Listener::open).transpose()?;
     let Backing { region, stores, mirrors, snapshots, overlay } = backing::open(&cli.backing)?;
     let nr_pages = region.nr_pages();
     let size = ByteSize(nr_pages.bytes());
@@ -114,7 +117,7 @@ fn serve(cli: &Cli) -> anyhow::Result<()> {
     for store in stores.iter().map(|pagemap| pagemap.store()).filter(|one| !one.is_persistent()) {
         warn!(store = store.name(), "in memory: all that is flushed is lost without power");
     }
-    if let Some(endpoint) = &control {
+    if control.is_some() || metrics.is_some() {
         let from_table =
             snapshots.into_iter().map(|(position, snapshot)| (position.to_string(), snapshot));
         let overlay = overlay.map(|snapshot| ("overlay".to_owned(), snapshot));
@@ -125,14 +128,24 @@ fn serve(cli: &Cli) -> anyhow::Result<()> {
             stores,
             mirrors: mirrors.clone(),
             snapshots: from_table.chain(overlay).collect(),
+            process: OwnProcess::open().ok(),
             changing: Mutex::default(),
         };
-        let carry_out = move |request: &Request| operator.carry_out(request);
-        control::serve(endpoint, Arc::new(carry_out)).context("cannot set up control")?;
+        let carry_out = Arc::new(move |request: &Request| operator.carry_out(request));
+        if let Some(listener) = &metrics {
+            let carry_out = Arc::clone(&carry_out);
+            let collect = Arc::new(move || carry_out(&Request::status()));
+            metrics::serve(listener, collect, None).context("cannot set up metrics")?;
+        }
+        if let Some(endpoint) = &control {
+            control::serve(endpoint, carry_out).context("cannot set up control")?;
+        }
     }
     resync::begin(mirrors).context("cannot begin to resync")?;
-    let unlink = [&endpoint, &control].map(|one| one.as_ref().map(Endpoint::unlinker));
-    let tidy = || unlink.into_iter().flatten().for_each(|unlink| unlink());
+    let sockets = [&endpoint, &control].map(Option::as_ref).into_iter();
+    let sockets = sockets.chain([metrics.as_ref().and_then(metrics::Listener::endpoint)]);
+    let unlink: Vec<_> = sockets.flatten().map(Endpoint::unlinker).collect();
+    let tidy = || unlink.into_iter().for_each(|unlink| unlink());
     shutdown::on_signal(Arc::clone(&device), tidy).context("cannot set up signals")?;
     let window = backing::describe(device.window(), nr_pages);
     service::ready();

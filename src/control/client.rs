@@ -2,9 +2,10 @@
 
 //! Asking a daemon, and showing its answer.
 
-use std::io::{BufRead, BufReader, Write};
+use std::io::{self, BufRead, BufReader, Write};
 use std::os::unix::net::UnixStream;
 use std::path::Path;
+use std::time::Duration;
 
 use anyhow::{Context, anyhow};
 
@@ -24,7 +25,7 @@ pub(crate) fn run(
     if args.json {
         return print_json(&reports, out);
     }
-    for Report { name, state } in &reports {
+    for Report { name, state, .. } in &reports {
         match state {
             State::Served(status) => show(name, status, out)?,
             State::Down { reason } => writeln!(out, "{name}: {reason}")?,
@@ -50,7 +51,7 @@ pub(crate) fn list(args: &ControlArgs, out: &mut impl Write) -> anyhow::Result<(
     Ok(())
 }
 
-fn row(Report { name, state }: &Report) -> [String; 5] {
+fn row(Report { name, state, .. }: &Report) -> [String; 5] {
     let name = name.clone();
     let status = match state {
         State::Served(status) => status,
@@ -81,18 +82,26 @@ fn print_json(reports: &[Report], out: &mut impl Write) -> anyhow::Result<()> {
 
 fn reports(args: &ControlArgs, command: Command) -> anyhow::Result<Vec<Report>> {
     let ControlArgs { control, device, .. } = args;
-    let reports = ask(control, device.clone(), command);
+    let reports = ask(control, device.clone(), command, None);
     let reports = reports.with_context(|| control.display().to_string())?;
     reports.map_err(|said| anyhow!("the daemon refuses: {said}"))
 }
 
-/// The daemon's answer, or what it says is wrong.
+/// Whether a daemon is there that said nothing in time.
+pub(crate) fn is_timeout(error: &anyhow::Error) -> bool {
+    let kind = error.downcast_ref::<io::Error>().map(io::Error::kind);
+    matches!(kind, Some(io::ErrorKind::WouldBlock | io::ErrorKind::TimedOut))
+}
+
+/// The daemon's answer, or what it says is wrong; an error if that takes longer than `patience`.
 pub(crate) fn ask(
     control: &Path,
     device: Option<String>,
     command: Command,
+    patience: Option<Duration>,
 ) -> anyhow::Result<Result<Vec<Report>, String>> {
     let mut stream = UnixStream::connect(control).context("cannot connect")?;
+    stream.set_read_timeout(patience)?;
     let mut line = serde_json::to_vec(&Request { version: VERSION, device, command })?;
     line.push(b'\n');
     stream.write_all(&line)?;
@@ -106,7 +115,7 @@ pub(crate) fn ask(
 }
 
 fn show(name: &str, status: &Status, out: &mut impl Write) -> std::io::Result<()> {
-    let Status { size, window, frontend, layers, snapshots, mirrors, failures } = status;
+    let Status { size, window, frontend, layers, snapshots, mirrors, failures, .. } = status;
     let frontend = if *frontend { "connected" } else { "none" };
     write!(out, "{name}: {}, {window}, frontend: {frontend}", ByteSize(*size))?;
     for (kind, all) in [("snapshot", snapshots), ("taken", layers)] {

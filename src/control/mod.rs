@@ -3,7 +3,9 @@
 //! Control: what can be done to a device while it is served, over a Unix socket.
 
 mod client;
+mod measures;
 mod operator;
+mod process;
 mod protocol;
 
 use std::io::{self, BufRead, BufReader, Read, Write};
@@ -13,9 +15,11 @@ use std::time::Duration;
 
 use tracing::{info, warn};
 
-pub(crate) use self::client::{ask, list, run};
+pub(crate) use self::client::{ask, is_timeout, list, run};
+pub(crate) use self::measures::{Cache, Counters};
 pub(crate) use self::operator::Operator;
-pub(crate) use self::protocol::{Command, Report, Request, State};
+pub(crate) use self::process::{OwnProcess, Process};
+pub(crate) use self::protocol::{Command, Cow, Mirror, Report, Request, State, Status};
 use self::protocol::{Outcome, Reply, VERSION};
 use crate::socket::Endpoint;
 

@@ -6,20 +6,27 @@ use std::fs::{self, File};
 use std::os::fd::{AsFd, OwnedFd};
 use std::path::Path;
 use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, Instant};
 
 use anyhow::{Context, bail};
 use pfn_blk::table::Position;
 use pfn_blk::{
-    Access, FileStore, LegState, Mirror, MirrorStatus, NrPages, Pagemap, Sizing, Snapshot,
-    SnapshotUsage, mark_origin, unmark_origin,
+    Access, FileStore, LegState, Mirror, MirrorStatus, NrPages, PAGE_SIZE, Pagemap, Sizing,
+    Snapshot, SnapshotUsage, mark_origin, unmark_origin,
 };
 use rustix::io::Errno;
 use tracing::{info, warn};
 use vhost_pmem::{Device, Failure, LayerError, Window};
 
+use super::measures::Cache;
+use super::process::OwnProcess;
 use super::protocol::{self, Command, Cow, Report, Request, State, Status};
 use crate::backing::overlay_chunk;
 use crate::resync;
+
+/// How long a status may take to tell what is in the page cache: each GiB takes 20 ms where all pages
+/// are cached by themselves, and next to nothing where they aren't.
+const CACHES_PATIENCE: Duration = Duration::from_millis(250);
 
 /// Operates a device.
 pub(crate) struct Operator {
@@ -30,6 +37,8 @@ pub(crate) struct Operator {
     pub(crate) stores: Vec<Arc<Pagemap>>,
     pub(crate) mirrors: Vec<(Position, Arc<Mirror>)>,
     pub(crate) snapshots: Vec<(String, Arc<Snapshot>)>,
+    /// Nothing where there is no proc(5).
+    pub(crate) process: Option<OwnProcess>,
     /// Held while something is changed.
     pub(crate) changing: Mutex<()>,
 }
@@ -42,7 +51,8 @@ impl Operator {
             bail!("there is no such device; there is {}", self.name);
         }
         self.change(command)?;
-        Ok(vec![Report { name: self.name.clone(), state: State::Served(self.status()) }])
+        let (name, state) = (self.name.clone(), State::Served(Box::new(self.status())));
+        Ok(vec![Report { name, restarts: None, state }])
     }
 
     fn change(&self, command: &Command) -> anyhow::Result<()> {
@@ -156,6 +166,9 @@ impl Operator {
             Cow { name, chunk: chunk.bytes(), used, capacity }
         };
         let layers = self.device.layers().into_iter();
+        let counts = self.device.counts();
+        let until = Instant::now() + CACHES_PATIENCE;
+        let stores = self.stores.iter().map(|pagemap| &**pagemap);
         let mirror = |(position, mirror): &(Position, Arc<Mirror>)| {
             let MirrorStatus { legs, stale, regions } = mirror.status();
             let legs = legs.iter().map(LegState::to_string).collect();
@@ -168,6 +181,7 @@ impl Operator {
                 Window::Served { .. } => "served".to_owned(),
             },
             frontend: self.device.is_connected(),
+            mapped: counts.mapped_pages * PAGE_SIZE,
             layers: layers.map(|layer| cow(layer.cow.display().to_string(), layer.usage)).collect(),
             snapshots: self
                 .snapshots
@@ -176,6 +190,12 @@ impl Operator {
                 .collect(),
             mirrors: self.mirrors.iter().map(mirror).collect(),
             failures: self.failures(),
+            caches: stores
+                .chain(self.device.served_file())
+                .filter_map(|pagemap| Cache::of(pagemap, until))
+                .collect(),
+            counters: Some(counts.into()),
+            process: self.process.as_ref().and_then(OwnProcess::read),
         }
     }
 }

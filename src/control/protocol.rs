@@ -6,6 +6,9 @@ use std::path::PathBuf;
 
 use serde::{Deserialize, Serialize};
 
+use super::measures::{Cache, Counters};
+use super::process::Process;
+
 /// Of requests and replies. Fields may be added to a version, and are ignored by who doesn't know
 /// them.
 pub(super) const VERSION: u32 = 1;
@@ -40,6 +43,13 @@ pub(crate) enum Command {
     Reload,
 }
 
+impl Request {
+    /// Asks how all devices are.
+    pub(crate) fn status() -> Self {
+        Self { version: VERSION, device: None, command: Command::Status }
+    }
+}
+
 #[derive(Debug, Serialize, Deserialize)]
 pub(super) struct Reply {
     pub(super) version: u32,
@@ -61,6 +71,10 @@ pub(super) enum Outcome {
 #[derive(Debug, Serialize, Deserialize)]
 pub(crate) struct Report {
     pub(crate) name: String,
+    /// How often its process ended by itself and was started again, where another process sees to
+    /// that.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) restarts: Option<u64>,
     #[serde(flatten)]
     pub(crate) state: State,
 }
@@ -69,7 +83,7 @@ pub(crate) struct Report {
 #[derive(Debug, Serialize, Deserialize)]
 #[serde(tag = "state", rename_all = "lowercase")]
 pub(crate) enum State {
-    Served(Status),
+    Served(Box<Status>),
     /// Not now.
     Down {
         /// What became of its process.
@@ -86,6 +100,9 @@ pub(crate) struct Status {
     pub(crate) window: String,
     /// Whether a frontend is connected.
     pub(crate) frontend: bool,
+    /// How many bytes the guest reaches: all, or none while its pages are not mapped.
+    #[serde(default)]
+    pub(crate) mapped: u64,
     /// The snapshots that were taken since the daemon started, the first one first.
     pub(crate) layers: Vec<Cow>,
     /// Those of the command line or the table.
@@ -93,6 +110,13 @@ pub(crate) struct Status {
     pub(crate) mirrors: Vec<Mirror>,
     /// The stores that failed a sync, for which every flush fails, but for mirrors' legs.
     pub(crate) failures: Vec<Failure>,
+    /// Those that the page cache is known of, and a served window's own file.
+    #[serde(default)]
+    pub(crate) caches: Vec<Cache>,
+    #[serde(default)]
+    pub(crate) counters: Option<Counters>,
+    #[serde(default)]
+    pub(crate) process: Option<Process>,
 }
 
 /// A store that failed a sync.

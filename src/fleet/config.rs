@@ -12,19 +12,29 @@ use clap::{CommandFactory, Parser};
 use toml::Spanned;
 use toml::de::{DeTable, DeValue};
 
+use crate::address::Address;
 use crate::cli::Cli;
 
 /// What each device is started with.
 pub(crate) type Devices = BTreeMap<String, Vec<String>>;
 
+/// What the file says.
+#[derive(Debug, Default)]
+pub(super) struct Config {
+    /// Where metrics of all are to be had.
+    pub(super) metrics: Option<Address>,
+    pub(super) devices: Devices,
+}
+
 /// Options of the command line that are no device's.
-const NOT_A_DEVICES: [&str; 8] = [
+const NOT_A_DEVICES: [&str; 9] = [
     "config",
     "control",
     "end-with-parent",
     "fd",
     "help",
     "log-level",
+    "metrics",
     "name",
     "print-capabilities",
 ];
@@ -32,8 +42,8 @@ const NOT_A_DEVICES: [&str; 8] = [
 /// A name is a file's, too: that of a socket.
 const NAME_MAX: usize = 64;
 
-/// Reads the devices of the file at `path`.
-pub(super) fn read(path: &Path) -> anyhow::Result<Devices> {
+/// Reads the file at `path`.
+pub(super) fn read(path: &Path) -> anyhow::Result<Config> {
     let text = std::fs::read_to_string(path);
     let text = text.with_context(|| format!("cannot read {}", path.display()))?;
     parse(&text).map_err(|error| anyhow!("{}:{error}", path.display()))
@@ -65,15 +75,23 @@ impl InvalidConfig {
 
 type Table<'a> = DeTable<'a>;
 
-fn parse(text: &str) -> Result<Devices, InvalidConfig> {
+fn parse(text: &str) -> Result<Config, InvalidConfig> {
     let error = |at: usize, what: String| InvalidConfig::new(text, at, what);
     let root = Table::parse(text).map_err(|invalid| {
         error(invalid.span().unwrap_or_default().start, invalid.message().into())
     })?;
-    let mut devices = Devices::new();
+    let Config { mut metrics, mut devices } = Config::default();
     let mut places = HashMap::new();
     for (key, value) in root.get_ref() {
         let at = key.span().start;
+        if key.get_ref() == "metrics" {
+            let at = value.span().start;
+            let text = value.get_ref().as_str();
+            let text = text.ok_or_else(|| error(at, "metrics is not a text".to_owned()))?;
+            let address = text.parse::<Address>();
+            metrics = Some(address.map_err(|invalid| error(at, format!("metrics: {invalid}")))?);
+            continue;
+        }
         if key.get_ref() != "device" {
             let what =
                 format!("unknown key \"{}\"; a device begins with [device.NAME]", key.get_ref());
@@ -101,7 +119,7 @@ fn parse(text: &str) -> Result<Devices, InvalidConfig> {
             devices.insert(name.to_owned(), args);
         }
     }
-    Ok(devices)
+    Ok(Config { metrics, devices })
 }
 
 fn table<'a, 'i>(value: &'a Spanned<DeValue<'i>>) -> Option<&'a Table<'i>> {
@@ -180,7 +198,8 @@ mod tests {
             "[device.b]\nsocket-path = \"/b\"\nfile = \"/f\"\nsize = \"4M\"\nmax-syncs = 10\nprefetch = true\n\
              [device.a-1]\npublish = \"/p\"\ntable = \"/t\"\nread-only = false\n",
         )
-        .unwrap();
+        .unwrap()
+        .devices;
         assert_eq!(
             devices["b"],
             ["--file=/f", "--max-syncs=10", "--prefetch", "--size=4M", "--socket-path=/b"]
@@ -189,9 +208,20 @@ mod tests {
     }
 
     #[test]
+    fn metrics_are_the_whole_files() {
+        let config =
+            parse("metrics = 'unix:/m'\n[device.a]\npublish = '/p'\nfile = '/f'\n").unwrap();
+        assert_eq!(config.metrics, Some(Address::Unix("/m".into())));
+        assert_eq!(config.devices.len(), 1);
+    }
+
+    #[test]
     fn error_says_where_and_what() {
         let cases = [
             ("x = 1", "1:1: unknown key \"x\"; a device begins with [device.NAME]"),
+            ("metrics = 1", "1:11: metrics is not a text"),
+            ("metrics = '[::]:9'", "1:11: metrics: [::]:9 can be reached from other hosts"),
+            ("[device.a]\nmetrics = 'unix:m'", "2:1: device a: unknown key \"metrics\"; there are"),
             ("\n[device.a]\nfile = 'f'\nfile = 'g'", "4:1: duplicate key"),
             ("[device]\na = 1", "2:1: device a: not a table"),
             ("device = 1", "1:1: not a table"),

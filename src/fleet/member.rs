@@ -51,6 +51,14 @@ struct Process {
     told: bool,
 }
 
+/// How a device stands with the process that keeps it.
+pub(super) struct Standing {
+    /// Why it is not there; nothing if it is.
+    pub(super) down: Option<String>,
+    /// How often it ended by itself and was started again.
+    pub(super) restarts: u64,
+}
+
 /// A device.
 pub(super) struct Member {
     name: String,
@@ -61,11 +69,14 @@ pub(super) struct Member {
     again: Option<(Instant, Duration)>,
     /// How it ended.
     end: String,
+    /// How often it ended by itself and was started again.
+    restarts: u64,
 }
 
 impl Member {
     pub(super) fn new(name: &str) -> Self {
-        Self { name: name.to_owned(), wanted: None, process: None, again: None, end: String::new() }
+        let (name, end) = (name.to_owned(), String::new());
+        Self { name, wanted: None, process: None, again: None, end, restarts: 0 }
     }
 
     /// What it is to run with from now on.
@@ -90,8 +101,12 @@ impl Member {
         self.wanted.is_none() && self.process.is_none()
     }
 
-    /// Why it is not there; nothing if it is.
-    pub(super) fn down(&self) -> Option<String> {
+    /// How it stands.
+    pub(super) fn standing(&self) -> Standing {
+        Standing { down: self.down(), restarts: self.restarts }
+    }
+
+    fn down(&self) -> Option<String> {
         match (&self.process, self.again) {
             (Some(_), _) => None,
             (None, None) => Some(self.end.clone()),
@@ -112,7 +127,10 @@ impl Member {
             }
             (None, Some(args)) => match self.again {
                 Some((when, _)) if when > Instant::now() => return Some(when),
-                _ => self.start(args.clone(), launcher),
+                again => {
+                    self.restarts += u64::from(again.is_some());
+                    self.start(args.clone(), launcher);
+                }
             },
             _ => {}
         }

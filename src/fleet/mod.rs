@@ -9,9 +9,12 @@ mod config;
 mod member;
 
 use std::collections::BTreeMap;
+use std::io;
+use std::panic::resume_unwind;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel};
+use std::thread::ScopedJoinHandle;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, anyhow, bail};
@@ -20,8 +23,11 @@ use signal_hook::iterator::Signals;
 use tracing::level_filters::LevelFilter;
 use tracing::{error, info};
 
-use self::member::{Launcher, Member, private_dir};
-use crate::control::{self, Command, Report, Request, State};
+use self::config::Config;
+use self::member::{Launcher, Member, Standing, private_dir};
+use crate::address::Address;
+use crate::control::{self, Command, OwnProcess, Report, Request, State};
+use crate::metrics;
 use crate::service;
 use crate::socket::Endpoint;
 
@@ -32,8 +38,8 @@ enum Event {
     Signal(i32),
     /// Read the configuration again; the answer is whether it could be.
     Reload(Sender<Result<(), String>>),
-    /// Tell of all devices why each is down, or nothing.
-    List(Sender<BTreeMap<String, Option<String>>>),
+    /// Tell of all devices how each stands.
+    List(Sender<BTreeMap<String, Standing>>),
 }
 
 /// Serves the devices of the file `config` until a signal ends it.
@@ -42,7 +48,7 @@ pub(crate) fn run(
     control: Option<&Path>,
     log_level: LevelFilter,
 ) -> anyhow::Result<()> {
-    let devices = config::read(config)?;
+    let Config { metrics, devices } = config::read(config)?;
     let (send, events) = channel();
     // Before any child there is.
     let mut signals = Signals::new([SIGTERM, SIGINT, SIGHUP, SIGCHLD])?;
@@ -54,14 +60,22 @@ pub(crate) fn run(
     std::thread::Builder::new().name("signals".to_owned()).spawn(relay)?;
     let dir = private_dir().context("cannot make a directory for control sockets")?;
     let endpoint = control.map(Endpoint::control).transpose()?;
+    let listener = metrics.as_ref().map(metrics::Listener::open).transpose()?;
+    let operator = Arc::new(Operator { fleet: send, dir: dir.path().to_owned() });
+    if let Some(listener) = &listener {
+        let operator = Arc::clone(&operator);
+        let collect = Arc::new(move || operator.carry_out(&Request::status()));
+        metrics::serve(listener, collect, OwnProcess::open().ok())
+            .context("cannot set up metrics")?;
+    }
     if let Some(endpoint) = &endpoint {
-        let operator = Operator { fleet: send, dir: dir.path().to_owned() };
         let carry_out = move |request: &Request| operator.carry_out(request);
         control::serve(endpoint, Arc::new(carry_out)).context("cannot set up control")?;
     }
     let launcher = Launcher { dir: dir.path().to_owned(), log_level };
     let mut fleet = Fleet {
         config: config.to_owned(),
+        metrics,
         launcher,
         members: BTreeMap::new(),
         ready: false,
@@ -74,6 +88,8 @@ pub(crate) fn run(
 
 struct Fleet {
     config: PathBuf,
+    /// Where metrics are to be had, for as long as it runs.
+    metrics: Option<Address>,
     launcher: Launcher,
     members: BTreeMap<String, Member>,
     /// Whether all that can be served was.
@@ -81,6 +97,11 @@ struct Fleet {
     /// How often systemd wants to hear of us.
     watchdog: Option<Duration>,
 }
+
+/// How many devices are asked at once.
+const AT_ONCE: usize = 16;
+/// How long one may take to say how it is.
+const PATIENCE: Duration = Duration::from_secs(3);
 
 /// How often to look whether a device that was started is ready.
 const TICK: Duration = Duration::from_millis(20);
@@ -134,8 +155,8 @@ impl Fleet {
                 // Who asked and went away needs no answer.
                 Some(Event::Reload(answer)) => _ = answer.send(self.reload()),
                 Some(Event::List(answer)) => {
-                    let down = |(name, one): (&String, &Member)| (name.clone(), one.down());
-                    _ = answer.send(self.members.iter().map(down).collect());
+                    let one = |(name, one): (&String, &Member)| (name.clone(), one.standing());
+                    _ = answer.send(self.members.iter().map(one).collect());
                 }
             }
         }
@@ -161,7 +182,15 @@ impl Fleet {
     }
 
     fn reload(&mut self) -> Result<(), String> {
-        match config::read(&self.config) {
+        let read = config::read(&self.config).and_then(|config| {
+            if config.metrics != self.metrics {
+                bail!(
+                    "metrics can't be had elsewhere while it runs; start the daemon anew for that"
+                );
+            }
+            Ok(config.devices)
+        });
+        match read {
             Ok(devices) => {
                 info!(devices = devices.len(), "configuration read again");
                 self.want(devices);
@@ -195,10 +224,10 @@ impl Operator {
                 let mut members = self.ask(Event::List)?;
                 match device {
                     Some(name) => {
-                        let down = members.remove(name).ok_or_else(|| {
+                        let one = members.remove(name).ok_or_else(|| {
                             anyhow!("there is no such device; there are {}", names(&members))
                         })?;
-                        BTreeMap::from([(name.clone(), down)])
+                        BTreeMap::from([(name.clone(), one)])
                     }
                     None if members.len() == 1 => members,
                     None => bail!("which one? Give --device; there are {}", names(&members)),
@@ -209,32 +238,61 @@ impl Operator {
             Command::Reload => &Command::Status,
             command => command,
         };
-        members.into_iter().map(|(name, down)| self.relay(name, down, command)).collect()
+        let members: Vec<_> = members.into_iter().collect();
+        members.chunks(AT_ONCE).flat_map(|some| self.relay_to_each(some, command)).collect()
+    }
+
+    /// Has each device do something, all at once: one that hangs has the others wait no longer than
+    /// itself.
+    fn relay_to_each(
+        &self,
+        members: &[(String, Standing)],
+        command: &Command,
+    ) -> Vec<anyhow::Result<Report>> {
+        std::thread::scope(|scope| {
+            let begin = members.iter().map(|(name, standing)| {
+                let relay = move || self.relay(name, standing, command);
+                std::thread::Builder::new().name("relay".to_owned()).spawn_scoped(scope, relay)
+            });
+            let begun: Vec<_> = begin.collect();
+            let end = |begun: io::Result<ScopedJoinHandle<'_, anyhow::Result<Report>>>| {
+                begun.context("no thread")?.join().unwrap_or_else(|panic| resume_unwind(panic))
+            };
+            begun.into_iter().map(end).collect()
+        })
     }
 
     /// Has one device do something.
     fn relay(
         &self,
-        name: String,
-        down: Option<String>,
+        name: &str,
+        Standing { down, restarts }: &Standing,
         command: &Command,
     ) -> anyhow::Result<Report> {
+        // All else may take its time.
+        let patience = matches!(command, Command::Status).then_some(PATIENCE);
         let state = match (down, command) {
-            (Some(reason), Command::Status) => State::Down { reason },
+            (Some(reason), Command::Status) => State::Down { reason: reason.clone() },
             (Some(reason), _) => bail!("{name} {reason}"),
-            (None, _) => match control::ask(&self.dir.join(&name), None, command.clone()) {
-                Ok(Ok(reports)) => match reports.into_iter().next() {
-                    Some(report) => report.state,
-                    None => bail!("{name} says nothing"),
-                },
-                Ok(Err(refused)) => bail!(refused),
-                Err(error) if matches!(command, Command::Status) => {
-                    State::Down { reason: format!("is starting: {error:#}") }
+            (None, _) => {
+                match control::ask(&self.dir.join(name), None, command.clone(), patience) {
+                    Ok(Ok(reports)) => match reports.into_iter().next() {
+                        Some(report) => report.state,
+                        None => bail!("{name} says nothing"),
+                    },
+                    Ok(Err(refused)) => bail!(refused),
+                    Err(error) if matches!(command, Command::Status) => {
+                        let reason = match control::is_timeout(&error) {
+                            true => format!("hangs: it doesn't answer within {PATIENCE:?}"),
+                            false => format!("is starting: {error:#}"),
+                        };
+                        State::Down { reason }
+                    }
+                    Err(error) => return Err(error.context(name.to_owned())),
                 }
-                Err(error) => return Err(error.context(name)),
-            },
+            }
         };
-        Ok(Report { name, state })
+        Ok(Report { name: name.to_owned(), restarts: Some(*restarts), state })
     }
 
     fn ask<T>(&self, event: impl FnOnce(Sender<T>) -> Event) -> anyhow::Result<T> {

@@ -17,16 +17,23 @@ const DAEMON: &str = env!("CARGO_BIN_EXE_vhost-pmemd");
 const PATIENCE: Duration = Duration::from_secs(60);
 
 /// The daemon, and the place of its devices' files.
-struct Fleet {
+pub(crate) struct Fleet {
     dir: TempDir,
-    child: Child,
+    pub(crate) child: Child,
 }
 
 impl Fleet {
     /// Starts it with `devices`, by name, each a TOML table without its head.
     fn start(devices: &BTreeMap<String, String>) -> Self {
+        Self::start_with("", devices)
+    }
+
+    /// The same, with keys that are no device's.
+    pub(crate) fn start_with(keys: &str, devices: &BTreeMap<String, String>) -> Self {
         let dir = tempfile::tempdir().unwrap();
         write_config(&dir, devices);
+        let config = dir.path().join("config");
+        fs::write(&config, format!("{keys}\n{}", fs::read_to_string(&config).unwrap())).unwrap();
         let log = File::create(dir.path().join("log")).unwrap();
         let child = Command::new(DAEMON)
             .current_dir(&dir)
@@ -38,7 +45,7 @@ impl Fleet {
         Self { dir, child }
     }
 
-    fn path(&self, name: &str) -> PathBuf {
+    pub(crate) fn path(&self, name: &str) -> PathBuf {
         self.dir.path().join(name)
     }
 
@@ -47,7 +54,7 @@ impl Fleet {
     }
 
     /// Has it carry out a command; what it prints, and what it says is wrong.
-    fn ask(&self, args: &[&str]) -> (String, String) {
+    pub(crate) fn ask(&self, args: &[&str]) -> (String, String) {
         let command = &mut Command::new(DAEMON);
         let command = command.current_dir(&self.dir).args(args).args(["--control", "control"]);
         let output = command.output().unwrap();
@@ -57,7 +64,7 @@ impl Fleet {
 
     /// The line of `list` for each device, once `is_so` for all of them.
     #[track_caller]
-    fn wait_until(&self, is_so: impl Fn(&str) -> bool) -> Vec<String> {
+    pub(crate) fn wait_until(&self, is_so: impl Fn(&str) -> bool) -> Vec<String> {
         let deadline = Instant::now() + PATIENCE;
         loop {
             let (list, _) = self.ask(&["list"]);
@@ -70,12 +77,12 @@ impl Fleet {
         }
     }
 
-    fn vmm(&self, device: &str) -> Vmm {
+    pub(crate) fn vmm(&self, device: &str) -> Vmm {
         Vmm::start(&self.path(&format!("{device}.sock")), Abilities::default())
     }
 
     /// The process of each device.
-    fn processes(&self) -> BTreeMap<String, Pid> {
+    pub(crate) fn processes(&self) -> BTreeMap<String, Pid> {
         let log = self.log();
         let started = log.lines().filter(|line| line.contains(" started device="));
         let word = |line: &str, key| {
@@ -104,12 +111,12 @@ fn write_config(dir: &TempDir, devices: &BTreeMap<String, String>) {
     fs::write(dir.path().join("config"), devices.iter().map(table).collect::<String>()).unwrap();
 }
 
-fn device(name: &str) -> (String, String) {
+pub(crate) fn device(name: &str) -> (String, String) {
     let keys = format!("socket-path = '{name}.sock'\nfile = '{name}.img'\nsize = '1M'");
     (name.to_owned(), keys)
 }
 
-fn is_good(line: &str) -> bool {
+pub(crate) fn is_good(line: &str) -> bool {
     line.ends_with("good")
 }
 

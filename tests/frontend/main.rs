@@ -16,6 +16,7 @@ mod limit;
 mod loop_device;
 mod message_oracle;
 mod messages;
+mod metrics;
 mod power;
 mod process;
 mod requests;

@@ -2,6 +2,9 @@
 
 //! The project's own commands: `cargo xtask demo`, `cargo xtask test` and more.
 
+#[allow(dead_code, reason = "the daemon uses all of it")]
+#[path = "../../src/address.rs"]
+mod address;
 mod bench;
 #[allow(dead_code, reason = "the daemon reads it")]
 #[path = "../../src/cli.rs"]

@@ -60,9 +60,10 @@ pub struct Counts {
     /// Batches that waited for their turn, as a limit was reached.
     pub batches_limited: u64,
     /// How long syncs took, in nanoseconds, also those that failed: one for each batch that has a
-    /// flush, and of a served window one more when a frontend leaves.
+    /// flush, and of a served window one more when a frontend leaves. None where an earlier one had
+    /// failed, so that none was tried.
     pub syncs: Histogram,
-    /// Syncs that failed, but for those that were not tried any more, as an earlier one had failed.
+    /// How many of them failed.
     pub sync_errors: u64,
     /// Frontends that have connected.
     pub frontends: u64,
@@ -191,13 +192,13 @@ impl Counters {
 
     /// A sync came to an end.
     pub(crate) fn sync(&self, took: Duration, result: &Result<(), PersistError>) {
-        self.syncs.add(took.as_nanos().try_into().unwrap_or(u64::MAX));
-        let was_tried = |error: &PersistError| {
-            !matches!(error, PersistError::Failed { .. } | PersistError::Disabled(_))
-        };
-        if result.as_ref().is_err_and(was_tried) {
-            self.sync_errors.add(1);
+        match result {
+            // Nothing was tried, and so nothing took any time.
+            Err(PersistError::Failed { .. } | PersistError::Disabled(_)) => return,
+            Err(_) => self.sync_errors.add(1),
+            Ok(()) => {}
         }
+        self.syncs.add(took.as_nanos().try_into().unwrap_or(u64::MAX));
     }
 
     pub(crate) fn queue_error(&self) {

@@ -1,0 +1,191 @@
+// SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
+
+//! Metrics for Prometheus: over HTTP, from what the control protocol tells and nothing else, so that
+//! a device and a whole fleet are shown by the same code.
+
+mod exposition;
+mod http;
+mod render;
+
+use std::collections::VecDeque;
+use std::io;
+use std::net::TcpListener;
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
+
+use anyhow::Context;
+use tracing::{debug, info, warn};
+
+use self::http::Stream;
+use crate::address::Address;
+use crate::cli::EndpointArgs;
+use crate::control::{OwnProcess, Report};
+use crate::socket::Endpoint;
+
+/// How many clients are borne with at once; the one that came first goes for another.
+const CLIENTS_MAX: usize = 16;
+/// How many threads there are for them: more than clients where one waits for a device that hangs.
+const THREADS_MAX: usize = 64;
+/// How long to wait where the system has nothing left for a further connection.
+const PAUSE: Duration = Duration::from_millis(100);
+
+/// What tells of all devices.
+pub(crate) type Collect = dyn Fn() -> anyhow::Result<Vec<Report>> + Send + Sync;
+
+/// Where metrics are asked for.
+pub(crate) enum Listener {
+    Unix(Endpoint),
+    Tcp(TcpListener),
+}
+
+impl Listener {
+    /// Listens at `address`. Who may open a Unix socket is what the process' umask says.
+    pub(crate) fn open(address: &Address) -> anyhow::Result<Self> {
+        match address {
+            Address::Unix(path) => {
+                let args = EndpointArgs { socket_path: Some(path.clone()), fd: None };
+                let endpoint = Endpoint::open(&args)?.context("no socket for metrics")?;
+                Ok(Self::Unix(endpoint))
+            }
+            Address::Tcp(address) => {
+                let listener = TcpListener::bind(address);
+                Ok(Self::Tcp(listener.with_context(|| format!("cannot listen on {address}"))?))
+            }
+        }
+    }
+
+    /// The endpoint of a Unix socket.
+    pub(crate) fn endpoint(&self) -> Option<&Endpoint> {
+        match self {
+            Self::Unix(endpoint) => Some(endpoint),
+            Self::Tcp(_) => None,
+        }
+    }
+
+    /// What accepts a client.
+    fn accepting(&self) -> io::Result<Box<dyn FnMut() -> io::Result<Stream> + Send>> {
+        Ok(match self {
+            Self::Unix(endpoint) => {
+                let listener = endpoint.listener()?;
+                info!(socket = %endpoint, "metrics");
+                Box::new(move || listener.accept().map(|(stream, _)| Stream::Unix(stream)))
+            }
+            Self::Tcp(listener) => {
+                let listener = listener.try_clone()?;
+                info!(address = %listener.local_addr()?, "metrics");
+                Box::new(move || listener.accept().map(|(stream, _)| Stream::Tcp(stream)))
+            }
+        })
+    }
+}
+
+/// Answers whoever asks at `listener` with what `collect` tells, and with `own`, a process that is no
+/// device's, in threads of its own.
+pub(crate) fn serve(
+    listener: &Listener,
+    collect: Arc<Collect>,
+    own: Option<OwnProcess>,
+) -> io::Result<()> {
+    let mut accept = listener.accepting()?;
+    let clients = Arc::new(Clients::default());
+    let source = Arc::new(Source { collect, own, last: Mutex::default() });
+    let serve = move || loop {
+        let stream = match accept() {
+            Ok(stream) => stream,
+            Err(error) => {
+                debug!(%error, "metrics: a client can't be accepted");
+                std::thread::sleep(PAUSE);
+                continue;
+            }
+        };
+        let Some(client) = Client::admit(&clients, stream) else { continue };
+        let source = Arc::clone(&source);
+        let answer = move || {
+            if let Err(error) = http::answer(&client.stream, || source.text()) {
+                debug!(%error, "metrics: a client was not answered");
+            }
+        };
+        // Without a thread to be had the client sees the connection closed.
+        if let Err(error) = std::thread::Builder::new().name("scrape".to_owned()).spawn(answer) {
+            debug!(%error, "metrics: no thread for a client");
+        }
+    };
+    std::thread::Builder::new().name("metrics".to_owned()).spawn(serve)?;
+    Ok(())
+}
+
+/// Where metrics come from.
+struct Source {
+    collect: Arc<Collect>,
+    /// A process that is no device's.
+    own: Option<OwnProcess>,
+    /// What was told last, and when that was begun to be collected.
+    last: Mutex<Option<(Instant, String)>>,
+}
+
+impl Source {
+    /// What is so now: one collects at a time, and those who came before it began share what it tells,
+    /// so that many who ask ask no device more often. Nothing if there is nothing to be had.
+    fn text(&self) -> Option<String> {
+        let asked = Instant::now();
+        let mut last = self.last.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some((_, text)) = last.as_ref().filter(|(began, _)| *began >= asked) {
+            return Some(text.clone());
+        }
+        let began = Instant::now();
+        let devices = (self.collect)().inspect_err(|error| warn!("metrics: {error:#}")).ok()?;
+        let own = self.own.as_ref().and_then(OwnProcess::read);
+        let text = render::render(&devices, own.as_ref());
+        *last = Some((began, text.clone()));
+        Some(text)
+    }
+}
+
+/// Those that are being answered.
+#[derive(Default)]
+struct Clients {
+    next: AtomicU64,
+    threads: AtomicUsize,
+    /// The one that came first at the front.
+    connected: Mutex<VecDeque<(u64, Arc<Stream>)>>,
+}
+
+impl Clients {
+    fn connected(&self) -> MutexGuard<'_, VecDeque<(u64, Arc<Stream>)>> {
+        self.connected.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// One of them, until it is dropped.
+struct Client {
+    all: Arc<Clients>,
+    number: u64,
+    stream: Arc<Stream>,
+}
+
+impl Client {
+    /// Makes room for a client that has come; none if those before hold all threads.
+    fn admit(all: &Arc<Clients>, stream: Stream) -> Option<Self> {
+        if all.threads.fetch_add(1, Ordering::SeqCst) >= THREADS_MAX {
+            all.threads.fetch_sub(1, Ordering::SeqCst);
+            return None;
+        }
+        let (number, stream) = (all.next.fetch_add(1, Ordering::SeqCst), Arc::new(stream));
+        let mut connected = all.connected();
+        if connected.len() >= CLIENTS_MAX {
+            if let Some((_, oldest)) = connected.pop_front() {
+                oldest.hang_up();
+            }
+        }
+        connected.push_back((number, Arc::clone(&stream)));
+        Some(Self { all: Arc::clone(all), number, stream })
+    }
+}
+
+impl Drop for Client {
+    fn drop(&mut self) {
+        self.all.connected().retain(|(number, _)| *number != self.number);
+        self.all.threads.fetch_sub(1, Ordering::SeqCst);
+    }
+}
