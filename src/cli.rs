@@ -7,7 +7,7 @@ use std::os::fd::RawFd;
 use std::path::PathBuf;
 use std::str::FromStr;
 
-use clap::{Args, Parser, Subcommand};
+use clap::{Args, Parser, Subcommand, ValueEnum};
 use tracing::level_filters::LevelFilter;
 use vhost_pmem::WindowChoice;
 
@@ -78,6 +78,11 @@ pub(crate) struct Cli {
     /// How much to log to standard error: off, error, warn, info, debug or trace
     #[arg(long, value_name = "LEVEL", default_value = "info")]
     pub(crate) log_level: LevelFilter,
+
+    /// What a line of the log looks like: text; json, an object each; or journald, with a priority before
+    /// it and no time, for a standard error that journald reads
+    #[arg(long, value_name = "FORMAT", value_enum, default_value_t)]
+    pub(crate) log_format: LogFormat,
 }
 
 #[derive(Debug, Subcommand)]
@@ -270,6 +275,15 @@ fn address(text: &str) -> Option<u64> {
         Some(digits) => u64::from_str_radix(digits, 16).ok().filter(|_| !digits.starts_with('+')),
         None => Some(address.parse::<ByteSize>().ok()?.0),
     }
+}
+
+/// What a line of the log looks like.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, ValueEnum)]
+pub(crate) enum LogFormat {
+    #[default]
+    Text,
+    Json,
+    Journald,
 }
 
 impl From<WindowArg> for WindowChoice {

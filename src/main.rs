@@ -32,6 +32,7 @@ use vhost_pmem::Device;
 use crate::backing::Backing;
 use crate::cli::{Cli, Command, ControlArgs, MergeArgs};
 use crate::control::{Operator, OwnProcess, Request};
+use crate::log::Log;
 use crate::size::ByteSize;
 use crate::socket::Endpoint;
 
@@ -42,16 +43,17 @@ fn main() -> ExitCode {
         return ExitCode::SUCCESS;
     }
     let cli = Cli::parse();
-    log::begin(cli.log_level, cli.name.clone());
+    let log = Log::of(&cli);
+    log.begin(cli.name.clone());
     let result = match (&cli.command, &cli.config) {
         (Some(command), _) => operate(command),
-        (None, Some(config)) => fleet::run(config, cli.control.as_deref(), cli.log_level),
+        (None, Some(config)) => fleet::run(config, cli.control.as_deref(), log),
         (None, None) => serve(&cli),
     };
     match result {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
-            eprintln!("vhost-pmemd: {error:#}");
+            log.end(&error);
             ExitCode::FAILURE
         }
     }

@@ -27,12 +27,13 @@ pub(super) struct Config {
 }
 
 /// Options of the command line that are no device's.
-const NOT_A_DEVICES: [&str; 9] = [
+const NOT_A_DEVICES: [&str; 10] = [
     "config",
     "control",
     "end-with-parent",
     "fd",
     "help",
+    "log-format",
     "log-level",
     "metrics",
     "name",

@@ -8,9 +8,9 @@ use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
 use rustix::process::{Pid, Signal, kill_process};
-use tracing::level_filters::LevelFilter;
 use tracing::{error, info, warn};
 
+use crate::log::Log;
 use crate::service;
 
 /// How long to wait before a process that ended is started again; twice as long each time.
@@ -20,7 +20,7 @@ const DELAYS: [Duration; 2] = [Duration::from_secs(1), Duration::from_secs(60)];
 pub(super) struct Launcher {
     /// Where their control sockets are.
     pub(super) dir: PathBuf,
-    pub(super) log_level: LevelFilter,
+    pub(super) log: Log,
 }
 
 impl Launcher {
@@ -34,7 +34,8 @@ impl Launcher {
         service::ENVIRONMENT.into_iter().for_each(|variable| _ = command.env_remove(variable));
         command
             .args(args)
-            .args(["--end-with-parent", "--name", name, "--log-level", &self.log_level.to_string()])
+            .args(["--end-with-parent", "--name", name])
+            .args(self.log.options())
             .arg("--control")
             .arg(self.control(name))
             .stdin(Stdio::null())

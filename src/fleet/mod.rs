@@ -20,13 +20,13 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, anyhow, bail};
 use signal_hook::consts::{SIGCHLD, SIGHUP, SIGINT, SIGTERM};
 use signal_hook::iterator::Signals;
-use tracing::level_filters::LevelFilter;
 use tracing::{error, info};
 
 use self::config::Config;
 use self::member::{Launcher, Member, Standing, private_dir};
 use crate::address::Address;
 use crate::control::{self, Command, OwnProcess, Report, Request, State};
+use crate::log::Log;
 use crate::metrics;
 use crate::service;
 use crate::socket::Endpoint;
@@ -43,11 +43,7 @@ enum Event {
 }
 
 /// Serves the devices of the file `config` until a signal ends it.
-pub(crate) fn run(
-    config: &Path,
-    control: Option<&Path>,
-    log_level: LevelFilter,
-) -> anyhow::Result<()> {
+pub(crate) fn run(config: &Path, control: Option<&Path>, log: Log) -> anyhow::Result<()> {
     let Config { metrics, devices } = config::read(config)?;
     let (send, events) = channel();
     // Before any child there is.
@@ -72,7 +68,7 @@ pub(crate) fn run(
         let carry_out = move |request: &Request| operator.carry_out(request);
         control::serve(endpoint, Arc::new(carry_out)).context("cannot set up control")?;
     }
-    let launcher = Launcher { dir: dir.path().to_owned(), log_level };
+    let launcher = Launcher { dir: dir.path().to_owned(), log };
     let mut fleet = Fleet {
         config: config.to_owned(),
         metrics,

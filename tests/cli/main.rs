@@ -4,6 +4,7 @@
 
 mod control;
 mod load;
+mod log;
 mod prefetch;
 mod publish;
 
