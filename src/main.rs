@@ -12,6 +12,7 @@ mod fleet;
 mod log;
 mod merge;
 mod metrics;
+mod progress;
 mod relay;
 mod resync;
 mod service;
@@ -19,7 +20,6 @@ mod shutdown;
 mod size;
 mod socket;
 
-use std::io::stdout;
 use std::process::ExitCode;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
@@ -62,7 +62,8 @@ fn main() -> ExitCode {
 /// Has a daemon do something, or merges an overlay.
 fn operate(command: &Command) -> anyhow::Result<()> {
     use control::Command as Request;
-    let out = &mut stdout().lock();
+    // Colours are for a terminal, if it is one and NO_COLOR doesn't forbid them.
+    let out = &mut anstream::stdout().lock();
     let (control, request) = match command {
         Command::Check { table, window } => return check::run(table, (*window).into(), out),
         Command::Merge {

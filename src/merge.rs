@@ -10,6 +10,7 @@ use anyhow::{Context, bail};
 use pfn_blk::{Access, FileStore, PfnSpace, Snapshot, Store, Target, origin_mark, unmark_origin};
 
 use crate::backing::overlay_chunk;
+use crate::progress::{Progress, Unit};
 use crate::size::ByteSize;
 
 /// Writes what `overlay` has changed of `base` to the base, and removes the overlay.
@@ -28,7 +29,17 @@ pub(crate) fn run(base: &Path, overlay: &Path, out: &mut impl Write) -> anyhow::
         let (origin, cow) = (space.add(Box::new(store))?, space.add(Box::new(changes))?);
         let (size, chunk) = (origin.nr_pages(), overlay_chunk());
         let snapshot = Snapshot::open(origin, cow, chunk, size)?;
-        let chunks = snapshot.merge(u64::MAX)?;
+        let mut progress = Progress::begin("merging", Unit::Bytes);
+        let mut chunks = 0;
+        loop {
+            progress.left(snapshot.usage().used * chunk.bytes());
+            // As many as it does at a time, but one at least.
+            match snapshot.merge(1)? {
+                0 => break,
+                some => chunks += some,
+            }
+        }
+        drop(progress);
         unmark_origin(file).context("the base is still marked as a snapshot's origin")?;
         fs::remove_file(overlay).context("cannot remove the overlay, which is merged")?;
         anyhow::Ok(chunks * chunk.bytes())

@@ -5,15 +5,18 @@
 use std::io::{self, BufRead, BufReader, Write};
 use std::os::unix::net::UnixStream;
 use std::path::Path;
+use std::sync::mpsc::{Receiver, RecvTimeoutError, channel};
 use std::time::Duration;
 
 use anyhow::{Context, anyhow};
 
-use super::protocol::{
-    Command, Cow, Failure, Outcome, Reply, Report, Request, State, Status, VERSION,
-};
+use super::protocol::{Command, Outcome, Reply, Report, Request, State, VERSION};
+use super::show;
+use super::work::Work;
 use crate::cli::ControlArgs;
-use crate::size::ByteSize;
+
+/// How often to look how far work has come.
+const LOOK: Duration = Duration::from_millis(250);
 
 /// Has the daemon that listens at `control` carry out `command`, and shows how all is then.
 pub(crate) fn run(
@@ -25,13 +28,7 @@ pub(crate) fn run(
     if args.json {
         return print_json(&reports, out);
     }
-    for Report { name, state, .. } in &reports {
-        match state {
-            State::Served(status) => show(name, status, out)?,
-            State::Down { reason } => writeln!(out, "{name}: {reason}")?,
-        }
-    }
-    Ok(())
+    Ok(reports.iter().try_for_each(|report| show::device(report, out))?)
 }
 
 /// Shows all devices of the daemon that listens there, a line each.
@@ -40,39 +37,7 @@ pub(crate) fn list(args: &ControlArgs, out: &mut impl Write) -> anyhow::Result<(
     if args.json {
         return print_json(&reports, out);
     }
-    let heads = ["NAME", "SIZE", "WINDOW", "FRONTEND", "STATE"].map(str::to_owned);
-    let rows: Vec<_> = std::iter::once(heads).chain(reports.iter().map(row)).collect();
-    let width = |column: usize| rows.iter().map(|row| row[column].len()).max().unwrap_or(0);
-    let widths = [0, 1, 2, 3].map(width);
-    for [name, size, window, frontend, state] in &rows {
-        let [a, b, c, d] = widths;
-        writeln!(out, "{name:a$}  {size:>b$}  {window:c$}  {frontend:d$}  {state}")?;
-    }
-    Ok(())
-}
-
-fn row(Report { name, state, .. }: &Report) -> [String; 5] {
-    let name = name.clone();
-    let status = match state {
-        State::Served(status) => status,
-        State::Down { reason } => {
-            let none = || "-".to_owned();
-            return [name, none(), none(), none(), reason.clone()];
-        }
-    };
-    let sick = status.failures.iter().map(|failure| format!("{} failed", failure.store));
-    let stale = status.mirrors.iter().filter(|mirror| mirror.stale > 0);
-    let state: Vec<_> =
-        sick.chain(stale.map(|one| format!("mirror {} differs", one.name))).collect();
-    let state = if state.is_empty() { "good".to_owned() } else { state.join(", ") };
-    let frontend = if status.frontend { "connected" } else { "none" };
-    [
-        name,
-        format!("{:#}", ByteSize(status.size)),
-        status.window.clone(),
-        frontend.to_owned(),
-        state,
-    ]
+    Ok(show::table(&reports, out)?)
 }
 
 fn print_json(reports: &[Report], out: &mut impl Write) -> anyhow::Result<()> {
@@ -82,9 +47,33 @@ fn print_json(reports: &[Report], out: &mut impl Write) -> anyhow::Result<()> {
 
 fn reports(args: &ControlArgs, command: Command) -> anyhow::Result<Vec<Report>> {
     let ControlArgs { control, device, .. } = args;
-    let reports = ask(control, device.clone(), command, None);
-    let reports = reports.with_context(|| control.display().to_string())?;
+    let answer = match Work::of(&command) {
+        None => ask(control, device.clone(), command, None),
+        Some(work) => std::thread::scope(|scope| {
+            // Hung up when the answer is there.
+            let (_answered, is_answered) = channel::<()>();
+            let watch = move || watch(control, device.as_ref(), work, &is_answered);
+            // Without a thread there is nothing to be seen of it.
+            let _ = std::thread::Builder::new().spawn_scoped(scope, watch);
+            ask(control, device.clone(), command, None)
+        }),
+    };
+    let reports = answer.with_context(|| control.display().to_string())?;
     reports.map_err(|said| anyhow!("the daemon refuses: {said}"))
+}
+
+/// Shows how far the daemon has come with what it was asked for, until it is answered. Nobody else
+/// tells but its status: that of one that is asked on another connection meanwhile.
+fn watch(control: &Path, device: Option<&String>, work: Work, is_answered: &Receiver<()>) {
+    let mut progress = None;
+    while is_answered.recv_timeout(LOOK) == Err(RecvTimeoutError::Timeout) {
+        let Ok(Ok(reports)) = ask(control, device.cloned(), Command::Status, Some(LOOK)) else {
+            continue;
+        };
+        if let [Report { state: State::Served(status), .. }] = &reports[..] {
+            progress.get_or_insert_with(|| work.begin()).left(work.left(status));
+        }
+    }
 }
 
 /// Whether a daemon is there that said nothing in time.
@@ -112,29 +101,4 @@ pub(crate) fn ask(
         Outcome::Ok(reports) => Ok(reports),
         Outcome::Error(said) => Err(said),
     })
-}
-
-fn show(name: &str, status: &Status, out: &mut impl Write) -> std::io::Result<()> {
-    let Status { size, window, frontend, layers, snapshots, mirrors, failures, .. } = status;
-    let frontend = if *frontend { "connected" } else { "none" };
-    write!(out, "{name}: {}, {window}, frontend: {frontend}", ByteSize(*size))?;
-    for (kind, all) in [("snapshot", snapshots), ("taken", layers)] {
-        for Cow { name, chunk, used, capacity } in all {
-            let chunk = ByteSize(*chunk);
-            write!(out, "\n{kind} {name}: {used} of {capacity} chunks of {chunk} in use")?;
-        }
-    }
-    for mirror in mirrors {
-        let legs = mirror.legs.join(", ");
-        let (stale, regions) = (mirror.stale, mirror.regions);
-        write!(
-            out,
-            "\nmirror {}: legs {legs}, {stale} of {regions} regions to be copied",
-            mirror.name
-        )?;
-    }
-    for Failure { store, reason } in failures {
-        write!(out, "\n{store}: failed a sync ({reason})")?;
-    }
-    writeln!(out)
 }

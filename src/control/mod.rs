@@ -7,6 +7,8 @@ mod measures;
 mod operator;
 mod process;
 mod protocol;
+mod show;
+mod work;
 
 use std::io::{self, BufRead, BufReader, Read, Write};
 use std::os::unix::net::UnixStream;

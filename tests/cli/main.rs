@@ -7,6 +7,7 @@ mod load;
 mod log;
 mod prefetch;
 mod publish;
+mod terminal;
 
 use std::fs;
 use std::io::{BufRead, BufReader, Read, Write};
