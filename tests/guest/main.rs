@@ -9,6 +9,7 @@ mod loop_device;
 mod persistence;
 mod power;
 mod refusal;
+mod replug;
 mod served;
 mod tmpfs;
 mod unplug;

@@ -46,7 +46,7 @@
 //! | [`Lab`] | what guests are made of, and tools from the guest's userland on the host |
 //! | [`VmBuilder`] | a VM to be |
 //! | [`Access`] | what a guest may do to a disk |
-//! | [`Vm`] | a running VM: wait for a line, reset, power off, kill |
+//! | [`Vm`] | a running VM: wait for a line, reset, power off, kill, unplug and plug devices |
 //! | [`Outcome`] | how it ended |
 //! | [`Daemon`] | a `vhost-pmemd` to attach guests to |
 //! | [`VolatileDisks`] | disks that lose what was not synced when their power is cut |
@@ -83,6 +83,7 @@ mod console;
 mod crate_program;
 mod daemon;
 mod disk;
+mod hot_plug;
 mod initramfs;
 mod kernel;
 mod kvm_host;
