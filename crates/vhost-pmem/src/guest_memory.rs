@@ -7,9 +7,14 @@ use std::io;
 use std::ops::Deref;
 use std::sync::{Arc, Mutex, PoisonError};
 
+use rustix::fs::{FsWord, fstatfs};
+use tracing::warn;
 use vm_memory::{GuestMemoryBackend, GuestMemoryMmap, GuestMemoryRegion};
 
 use crate::sigbus::Watched;
+
+/// Of the kernel's `uapi/linux/magic.h`.
+const HUGETLBFS: FsWord = 0x9584_58f6;
 
 /// Memory that a queue may be served from. It isn't the library's, which changes before anybody
 /// could watch it.
@@ -44,6 +49,7 @@ pub(crate) struct Table {
 impl Table {
     fn watch(memory: GuestMemoryMmap) -> io::Result<Self> {
         let watch = |region: &<GuestMemoryMmap as GuestMemoryBackend>::R| {
+            check_huge_pages(region)?;
             let len = usize::try_from(region.len()).map_err(io::Error::other)?;
             let len = len.next_multiple_of(4096);
             // SAFETY: the region is a mapping of the library's of its own, which is as many whole
@@ -62,10 +68,67 @@ impl Table {
     }
 }
 
+/// That a region of huge pages is of whole ones. The kernel maps whole ones whatever it was asked for,
+/// and neither replaces nor unmaps a part of one, as would be necessary for any other.
+fn check_huge_pages(region: &<GuestMemoryMmap as GuestMemoryBackend>::R) -> io::Result<()> {
+    let Some(file) = region.file_offset() else { return Ok(()) };
+    let filesystem = fstatfs(file.file())?;
+    let page = u64::try_from(filesystem.f_bsize).map_err(io::Error::other)?;
+    let len = region.len();
+    if filesystem.f_type == HUGETLBFS && len % page != 0 {
+        warn!(bytes = len, page, "frontend refused: its guest's memory is not whole huge pages");
+        return Err(io::Error::other("guest memory is not whole huge pages"));
+    }
+    Ok(())
+}
+
 impl Deref for Table {
     type Target = GuestMemoryMmap;
 
     fn deref(&self) -> &GuestMemoryMmap {
         &self.memory
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::fs::File;
+
+    use rustix::fs::{MemfdFlags, memfd_create};
+    use vm_memory::{Bytes, FileOffset, GuestAddress, GuestRegionMmap, MmapRegion};
+
+    const HUGE: usize = 2 << 20;
+
+    /// A file of huge pages, of which there needn't be any: the tests touch what isn't there.
+    fn memory(len: usize) -> Option<(File, GuestMemoryMmap)> {
+        let flags = MemfdFlags::CLOEXEC | MemfdFlags::HUGETLB | MemfdFlags::HUGE_2MB;
+        let Ok(file) = memfd_create("memory", flags).map(File::from) else {
+            eprintln!("skipped: this kernel has no huge pages of 2 MiB");
+            return None;
+        };
+        file.set_len(2 * HUGE as u64).unwrap();
+        let at = FileOffset::new(file.try_clone().unwrap(), 0);
+        let region = MmapRegion::from_file(at, len).unwrap();
+        let region = Arc::new(GuestRegionMmap::new(region, GuestAddress(0)).unwrap());
+        Some((file, GuestMemoryMmap::from_arc_regions(vec![region]).unwrap()))
+    }
+
+    #[test]
+    fn memory_of_whole_huge_pages_that_is_gone_is_broken() {
+        let Some((file, memory)) = memory(2 * HUGE) else { return };
+        let table = Table::watch(memory).unwrap();
+        file.set_len(0).unwrap();
+        assert_eq!(table.read_obj::<u32>(GuestAddress(0x1000)).unwrap(), 0);
+        assert!(table.is_broken());
+    }
+
+    #[test]
+    fn memory_with_a_part_of_a_huge_page_is_refused() {
+        for len in [0x1000, HUGE + 0x1000] {
+            let Some((_, memory)) = memory(len) else { return };
+            let error = Table::watch(memory).err().unwrap();
+            assert_eq!(error.to_string(), "guest memory is not whole huge pages");
+        }
     }
 }
