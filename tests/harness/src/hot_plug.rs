@@ -5,7 +5,7 @@
 use std::path::Path;
 use std::time::{Duration, Instant};
 
-use anyhow::{Result, ensure};
+use anyhow::{Error, Result, ensure};
 use serde_json::{Value, json};
 
 use crate::builder::{VmBuilder, escaped};
@@ -53,13 +53,23 @@ impl Vm {
         Ok(devices.as_array().is_some_and(|devices| devices.iter().any(is_it)))
     }
 
-    /// Removes the character device of what was the device `id`.
+    /// Removes the character device of what was the device `id`, of which QEMU may hold a part for a
+    /// moment after it is gone.
     ///
     /// # Errors
     ///
     /// When QEMU refuses, as where the device is there still.
     pub fn remove_chardev(&self, id: &str) -> Result<()> {
-        self.qmp("chardev-remove", &json!({ "id": format!("{id}-chardev") })).map(drop)
+        let chardev = json!({ "id": format!("{id}-chardev") });
+        let deadline = Instant::now() + PATIENCE;
+        loop {
+            match self.qmp("chardev-remove", &chardev) {
+                Err(error) if is_busy(&error) && Instant::now() < deadline => {
+                    std::thread::sleep(Duration::from_millis(20));
+                }
+                removed => return removed.map(drop),
+            }
+        }
     }
 
     /// Adds a character device for [`Vm::plug_vhost_user_pmem`], connected to `socket`.
@@ -86,4 +96,8 @@ impl Vm {
         });
         self.qmp("device_add", &device).map(drop)
     }
+}
+
+fn is_busy(error: &Error) -> bool {
+    error.to_string().contains("is busy")
 }
