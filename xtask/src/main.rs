@@ -22,6 +22,7 @@ mod process;
 #[allow(dead_code, reason = "the daemon uses all of it")]
 #[path = "../../src/size.rs"]
 mod size;
+mod soak;
 mod suites;
 mod test;
 mod toolchain;
@@ -54,6 +55,9 @@ enum Command {
     Fstests(fstests::Options),
     /// Run the filesystem suites in guests, in each window, and make the table in docs/suites.md anew
     Suites(suites::Options),
+    /// Have guests reboot, flood, lose their device and be killed, in any order, on daemons that stay, and
+    /// check that what they have synced is there and that nothing leaks
+    Soak(soak::Options),
     /// Feed what is read from files, guests and frontends to a second reader too, and look for inputs
     /// that the two don't agree on
     Fuzz {
@@ -77,6 +81,7 @@ fn main() -> ExitCode {
         Command::Package => package::build(),
         Command::Fstests(options) => fstests::run(&options),
         Command::Suites(options) => suites::run_all(&options),
+        Command::Soak(options) => soak::soak(&options),
         Command::Fuzz { target, seconds } => fuzz::run_targets(target.as_deref(), seconds),
     };
     match result {
