@@ -97,6 +97,7 @@ fn serve(cli: &Cli) -> anyhow::Result<()> {
     if cli.end_with_parent {
         fleet::end_with_parent()?;
     }
+    vhost_pmem::check_host()?;
     // What is published is seen in the namespace that we were started in only.
     if backing::may_be_served(&cli.backing) && cli.backing.publish.is_none() {
         // Before there is any other thread.

@@ -54,6 +54,7 @@ mod device;
 mod exit_event;
 mod gpa;
 mod guest_memory;
+mod host;
 mod limit;
 mod mapping;
 mod negotiation;
@@ -74,6 +75,7 @@ mod window;
 
 pub use counters::{Counts, Histogram};
 pub use device::Device;
+pub use host::{UnfitHost, check_host};
 pub use page_cache::{CachedPages, cached_pages};
 pub use served::{
     Failure, LAYER_CHUNK, Layer, LayerError, PublishError, ServeWindowError, allow_served_windows,

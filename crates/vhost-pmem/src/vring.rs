@@ -84,7 +84,7 @@ fn is_eventfd(file: &File) -> bool {
 }
 
 /// Reads what is there, and doesn't wait, however the frontend has set up the fd.
-fn read_now(file: &File, bytes: &mut [u8]) -> Result<usize, Errno> {
+pub(crate) fn read_now(file: &File, bytes: &mut [u8]) -> Result<usize, Errno> {
     preadv2(file, &mut [IoSliceMut::new(bytes)], u64::MAX, ReadWriteFlags::NOWAIT)
 }
 
