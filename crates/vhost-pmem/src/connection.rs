@@ -179,6 +179,10 @@ impl Connection {
 
     /// The frontend has taken memory away that it had given us.
     fn drop_frontend(&self) {
+        if self.closed.load(Ordering::SeqCst) {
+            // Another event of its queue came before the connection was closed.
+            return;
+        }
         self.close();
         warn!("frontend dropped: it shrank the file that is its guest's memory");
         if let Some(handle) = self.hang_up.get() {
