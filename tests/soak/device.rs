@@ -29,7 +29,19 @@ pub(crate) struct Device {
     first: Option<Held>,
     /// What an overlay must not change, and a copy of it.
     base: Option<[PathBuf; 2]>,
-    _dir: TempDir,
+    _dir: Evidence,
+}
+
+/// The directory of a device's files, which stays where the soak fails.
+struct Evidence(TempDir);
+
+impl Drop for Evidence {
+    fn drop(&mut self) {
+        if std::thread::panicking() {
+            self.0.disable_cleanup(true);
+            eprintln!("--- the device's files: {}", self.0.path().display());
+        }
+    }
 }
 
 /// What is left of a device.
@@ -70,7 +82,15 @@ impl Device {
         base: Option<[PathBuf; 2]>,
         dir: TempDir,
     ) -> Self {
-        Self { name, filesystem, daemon, ledger: Arc::default(), first: None, base, _dir: dir }
+        Self {
+            name,
+            filesystem,
+            daemon,
+            ledger: Arc::default(),
+            first: None,
+            base,
+            _dir: Evidence(dir),
+        }
     }
 
     /// What a guest says goes here.
