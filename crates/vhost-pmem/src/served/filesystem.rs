@@ -19,6 +19,7 @@ use tracing::{error, warn};
 
 use super::layers::Layers;
 use super::publication::Permissions;
+use super::unchanged;
 use crate::throttle::Throttle;
 
 /// The largest request.
@@ -146,10 +147,10 @@ impl RegionFile {
             let (front, behind) = rest.split_at(len);
             match part {
                 Part::Region(pages) => {
-                    self.layers
-                        .write(pages, front)
+                    unchanged::write(&self.layers, pages, front)
                         .map_err(|error| self.failed("write", &error))?;
                 }
+                Part::Tail if unchanged::is_tail(front) => {}
                 Part::Tail => return Err(self.failed("write", &BehindTheEnd)),
             }
             rest = behind;

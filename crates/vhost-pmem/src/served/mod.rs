@@ -23,6 +23,7 @@ mod mount;
 mod namespace;
 mod own_memory;
 mod publication;
+mod unchanged;
 mod workers;
 
 use std::fs::File;
@@ -322,6 +323,23 @@ mod tests {
         }
         assert_eq!(std::fs::read_to_string(limit("max_ratio")).unwrap(), "100\n");
         assert_eq!(std::fs::read_to_string(limit("strict_limit")).unwrap(), "0\n");
+    }
+
+    /// Makes `page` dirty, as KVM does where a guest only reads it.
+    fn fetched_to_write(region: &Region, page: PgoffRange) {
+        let mapped = region.kmap(page).unwrap();
+        let mut bytes = [0; 4096];
+        mapped.read(0, &mut bytes).unwrap();
+        mapped.write(0, &bytes).unwrap();
+    }
+
+    #[test]
+    fn served_page_that_comes_back_unchanged_needs_no_write() {
+        let Some((region, dir)) = served(Access::ReadOnly) else { return };
+        // The last one is behind the end.
+        [1, 5, 6].into_iter().for_each(|page| fetched_to_write(&region, range(page, 1)));
+        region.persist(range(0, 8)).unwrap();
+        assert_eq!(std::fs::read(dir.path().join("file")).unwrap(), [7; 6 * 4096]);
     }
 
     #[test]
