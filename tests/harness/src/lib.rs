@@ -58,6 +58,7 @@
 //! | [`Qemu`] | the QEMU in use |
 //! | [`Accelerator`] | what it runs guests with |
 //! | [`KvmHost`] | a machine with KVM, made of this one's files |
+//! | [`InstalledKvmHost`] | one that can be booted |
 //! | [`Kernel`] | the kernels on offer |
 //!
 //! ```no_run
@@ -108,7 +109,7 @@ pub use builder::{Access, VmBuilder};
 pub use crate_program::{CRATE_PROGRAMS, crate_program};
 pub use daemon::Daemon;
 pub use kernel::Kernel;
-pub use kvm_host::KvmHost;
+pub use kvm_host::{InstalledKvmHost, KvmHost};
 pub use lab::{Lab, host_program};
 pub use outcome::Outcome;
 pub use qemu::{Qemu, Version};
