@@ -2,12 +2,13 @@
 
 //! `cargo xtask test --lane kvm`: the guests' tests under real KVM.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
+use std::thread;
 use std::time::{Duration, Instant};
 
-use anyhow::{Context, Result, ensure};
-use guest_harness::{Kernel, KvmHost, Lab};
+use anyhow::{Context, Result, anyhow, ensure};
+use guest_harness::{InstalledKvmHost, Kernel, KvmHost, Lab, Outcome};
 
 use crate::process::{cargo, shown};
 
@@ -35,39 +36,126 @@ pub(crate) enum Choice {
     Matching(Vec<String>),
 }
 
-/// Runs them. None may be skipped: the machine has all that a test can ask for.
+/// How long one machine may take for the core, and for more.
+const LIMITS: [Duration; 2] = [Duration::from_secs(900), Duration::from_secs(14400)];
+
+/// Runs them, on two machines at once. None may be skipped: the machine has all that a test can ask for.
 pub(crate) fn run(choice: &Choice) -> Result<()> {
     let lab = Lab::open()?;
     let [test, daemon] = build()?;
-    let mut command = Command::new(&test);
-    // The machine has two CPUs, and a guest one.
-    command.args(["--test-threads", "2", "--show-output"]);
     let mut host = KvmHost::new(&lab)?.program(&test).program(daemon);
-    match choice {
-        Choice::Core => command.arg("--exact").args(CORE),
+    let (names, limit) = match choice {
+        Choice::Core => (CORE.map(str::to_owned).to_vec(), LIMITS[0]),
         Choice::Matching(filters) => {
             host = host.kernel(Kernel::Bookworm)?.package("fio")?;
-            command.args(filters)
+            (known(&test, filters)?, LIMITS[1])
         }
     };
-    for (name, value) in std::env::vars_os() {
-        if name.to_string_lossy().starts_with("VHOST_PMEM_KILL_") {
-            command.env(name, value);
-        }
-    }
-    let began = Instant::now();
-    let echo = move |line: &str| println!("{:4} s | {line}", began.elapsed().as_secs());
-    let limit = Duration::from_secs(if matches!(choice, Choice::Core) { 1200 } else { 14400 });
-    let serial = host.run(&command, limit, echo)?.expect_success()?.serial;
-    let skipped =
-        serial.lines().find(|line| line.contains("skipped: ") || line.contains("not tested: "));
-    ensure!(skipped.is_none(), "{}", skipped.unwrap_or_default());
-    let passed = passed(&serial).context("the tests gave no result")?;
-    match choice {
-        Choice::Core => ensure!(passed == CORE.len(), "a test of the core has another name now"),
-        Choice::Matching(_) => ensure!(passed > 0, "no test has such a name"),
-    }
+    ensure!(!names.is_empty(), "no test has such a name");
+    let all = known(&test, &[])?;
+    let unknown = names.iter().find(|name| !all.contains(name));
+    ensure!(unknown.is_none(), "a test of the core has another name now: {unknown:?}");
+    let lane = Lane { host: host.install()?, test, limit, began: Instant::now() };
+    thread::scope(|scope| {
+        let machines = [1, 2].map(|machine| {
+            let share = names.iter().skip(machine - 1).step_by(2).cloned().collect();
+            let lane = &lane;
+            scope.spawn(move || lane.run(machine, share))
+        });
+        let ended =
+            machines.map(|machine| machine.join().map_err(|_| anyhow!("a thread panicked"))?);
+        ended.into_iter().collect::<Result<()>>()
+    })?;
+    println!("{} tests passed in {:.0?} under KVM", names.len(), lane.began.elapsed());
     Ok(())
+}
+
+struct Lane<'lab> {
+    host: InstalledKvmHost<'lab>,
+    test: PathBuf,
+    limit: Duration,
+    began: Instant,
+}
+
+impl Lane<'_> {
+    /// Runs the tests `left` on a machine of their own. Where that itself crashes, not a test, it is
+    /// booted once more, for the tests that have no result.
+    fn run(&self, machine: usize, mut left: Vec<String>) -> Result<()> {
+        let mut reboots = 1;
+        while !left.is_empty() {
+            let began = self.began;
+            let echo = move |line: &str| {
+                println!("{:4} s | machine {machine} | {line}", began.elapsed().as_secs());
+            };
+            let outcome = self.host.run(&self.command(&left), self.limit, echo)?;
+            let results = Results::of(&outcome.serial);
+            left.retain(|name| !results.passed.contains(name));
+            if crashed(&outcome) && results.failed.is_empty() && reboots > 0 {
+                reboots -= 1;
+                println!(
+                    "machine {machine} CRASHED, which is no test's failure; it is booted once more for: {left:?}"
+                );
+                continue;
+            }
+            let serial = outcome.expect_success()?.serial;
+            let skipped = serial
+                .lines()
+                .find(|line| line.contains("skipped: ") || line.contains("not tested: "));
+            ensure!(skipped.is_none(), "{}", skipped.unwrap_or_default());
+            ensure!(left.is_empty(), "no result of {left:?}");
+        }
+        Ok(())
+    }
+
+    fn command(&self, names: &[String]) -> Command {
+        let mut command = Command::new(&self.test);
+        // The machine has one CPU.
+        command.args(["--test-threads", "1", "--show-output", "--exact"]).args(names);
+        for (name, value) in std::env::vars_os() {
+            if name.to_string_lossy().starts_with("VHOST_PMEM_KILL_") {
+                command.env(name, value);
+            }
+        }
+        command
+    }
+}
+
+/// Whether the machine ended before the tests did, and not by its time limit.
+fn crashed(outcome: &Outcome) -> bool {
+    outcome.script_status.is_none() && !outcome.timed_out
+}
+
+/// What the tests have said.
+#[derive(Debug, Default, PartialEq, Eq)]
+struct Results {
+    passed: Vec<String>,
+    failed: Vec<String>,
+}
+
+impl Results {
+    fn of(serial: &str) -> Self {
+        let mut results = Self::default();
+        let told =
+            serial.lines().filter_map(|line| line.strip_prefix("test ")?.split_once(" ... "));
+        for (name, result) in told {
+            match result {
+                "ok" => results.passed.push(name.to_owned()),
+                "FAILED" => results.failed.push(name.to_owned()),
+                _ => {}
+            }
+        }
+        results
+    }
+}
+
+/// The names of the tests that contain one of `filters`; all, if there is none.
+fn known(test: &Path, filters: &[String]) -> Result<Vec<String>> {
+    let mut list = Command::new(test);
+    list.args(["--list", "--format", "terse"]).args(filters);
+    let output = list.stderr(Stdio::inherit()).output()?;
+    ensure!(output.status.success(), "`{}` failed ({})", shown(&list), output.status);
+    let lines = String::from_utf8(output.stdout)?;
+    Ok(lines.lines().filter_map(|line| line.strip_suffix(": test")).map(str::to_owned).collect())
 }
 
 /// Builds the guests' tests and the daemon, and returns the executables. The tests were told when they
@@ -88,8 +176,37 @@ fn build() -> Result<[PathBuf; 2]> {
     Ok([executable("guest")?, executable("vhost-pmemd")?])
 }
 
-/// How many tests have passed.
-fn passed(serial: &str) -> Option<usize> {
-    let result = serial.lines().find_map(|line| line.split_once("test result: ok. "))?.1;
-    result.split_once(" passed")?.0.parse().ok()
+#[cfg(test)]
+mod tests {
+    use std::os::unix::process::ExitStatusExt;
+    use std::process::ExitStatus;
+
+    use super::*;
+
+    const CRASH: &str = "test a::b ... ok\ntest a::c ... [  262.4] Kernel panic - not syncing\n";
+
+    fn outcome(script_status: Option<i32>, timed_out: bool) -> Outcome {
+        Outcome {
+            script_status,
+            serial: CRASH.to_owned(),
+            qemu_status: ExitStatus::from_raw(0),
+            qemu_stderr: String::new(),
+            timed_out,
+            elapsed: Duration::ZERO,
+        }
+    }
+
+    #[test]
+    fn test_under_way_at_a_crash_has_no_result() {
+        assert_eq!(Results::of(CRASH), Results { passed: vec!["a::b".to_owned()], failed: vec![] });
+        let failed = Results::of("test a::b ... FAILED\n test a::c ... ok\n").failed;
+        assert_eq!(failed, ["a::b"]);
+    }
+
+    #[test]
+    fn machine_that_ends_before_its_tests_crashed() {
+        assert!(crashed(&outcome(None, false)));
+        assert!(!crashed(&outcome(Some(101), false)));
+        assert!(!crashed(&outcome(None, true)));
+    }
 }
