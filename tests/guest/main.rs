@@ -3,6 +3,7 @@
 //! Real guests, under a stock QEMU, on memory that the daemon serves.
 
 mod accelerator;
+mod cloud_hypervisor;
 mod filesystem;
 mod layout;
 mod loop_device;

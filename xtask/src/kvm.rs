@@ -8,7 +8,7 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, anyhow, ensure};
-use guest_harness::{InstalledKvmHost, Kernel, KvmHost, Lab, Outcome};
+use guest_harness::{CloudHypervisor, InstalledKvmHost, Kernel, KvmHost, Lab, Outcome};
 
 use crate::process::{cargo, shown};
 
@@ -28,6 +28,9 @@ const CORE: [&str; 12] = [
     "unplug::store_disabled_under_stores_is_taken_from_the_guest",
 ];
 
+/// The tests that take an executable which the user brings.
+const CLOUD_HYPERVISOR: &str = "cloud_hypervisor::";
+
 /// Which tests to run.
 pub(crate) enum Choice {
     /// [`CORE`].
@@ -44,18 +47,34 @@ pub(crate) fn run(choice: &Choice) -> Result<()> {
     let lab = Lab::open()?;
     let [test, daemon] = build()?;
     let mut host = KvmHost::new(&lab)?.program(&test).program(daemon);
-    let (names, limit) = match choice {
-        Choice::Core => (CORE.map(str::to_owned).to_vec(), LIMITS[0]),
+    let vmm = CloudHypervisor::named().map(CloudHypervisor::absolute).transpose()?;
+    if let Some(vmm) = &vmm {
+        host = host.program(vmm.program());
+    }
+    let all = known(&test, &[])?;
+    let brings_vmm = |name: &String| name.starts_with(CLOUD_HYPERVISOR);
+    let (mut names, limit) = match choice {
+        Choice::Core => {
+            let core = CORE.map(str::to_owned).into_iter();
+            (core.chain(all.iter().filter(|name| brings_vmm(name)).cloned()).collect(), LIMITS[0])
+        }
         Choice::Matching(filters) => {
             host = host.kernel(Kernel::Bookworm)?.package("fio")?;
             (known(&test, filters)?, LIMITS[1])
         }
     };
+    if vmm.is_none() {
+        names.retain(|name| !brings_vmm(name));
+        println!("cloud-hypervisor: skipped, as CLOUD_HYPERVISOR doesn't name its executable");
+    }
     ensure!(!names.is_empty(), "no test has such a name");
-    let all = known(&test, &[])?;
     let unknown = names.iter().find(|name| !all.contains(name));
-    ensure!(unknown.is_none(), "a test of the core has another name now: {unknown:?}");
-    let lane = Lane { host: host.install()?, test, limit, began: Instant::now() };
+    ensure!(
+        unknown.is_none(),
+        "the core's {} has another name now",
+        unknown.map_or("", String::as_str)
+    );
+    let lane = Lane { host: host.install()?, test, vmm, limit, began: Instant::now() };
     thread::scope(|scope| {
         let machines = [1, 2].map(|machine| {
             let share = names.iter().skip(machine - 1).step_by(2).cloned().collect();
@@ -73,6 +92,7 @@ pub(crate) fn run(choice: &Choice) -> Result<()> {
 struct Lane<'lab> {
     host: InstalledKvmHost<'lab>,
     test: PathBuf,
+    vmm: Option<CloudHypervisor>,
     limit: Duration,
     began: Instant,
 }
@@ -115,6 +135,9 @@ impl Lane<'_> {
             if name.to_string_lossy().starts_with("VHOST_PMEM_KILL_") {
                 command.env(name, value);
             }
+        }
+        if let Some(vmm) = &self.vmm {
+            vmm.pass_to(&mut command);
         }
         command
     }

@@ -13,6 +13,7 @@ use std::time::Duration;
 use anyhow::{Context, Result};
 
 use crate::accelerator::Accelerator;
+use crate::cloud_hypervisor::CloudHypervisor;
 use crate::console::OnLine;
 use crate::initramfs;
 use crate::kernel::Kernel;
@@ -46,6 +47,7 @@ pub struct VmBuilder<'lab> {
     devices: Vec<OsString>,
     chardevs: usize,
     own_devices: usize,
+    other_vmm: Option<CloudHypervisor>,
     reboots: bool,
     time_limit: Duration,
     on_line: Option<OnLine>,
@@ -69,6 +71,7 @@ impl<'lab> VmBuilder<'lab> {
             devices: Vec::new(),
             chardevs: 0,
             own_devices: 0,
+            other_vmm: None,
             reboots: false,
             time_limit: Duration::from_secs(120),
             on_line: None,
@@ -153,6 +156,13 @@ impl<'lab> VmBuilder<'lab> {
         // Behind the node of the rest, which the command line has first.
         self.nodes.extend(["-object".into(), backend, "-numa".into(), node.into()]);
         self.kernel_argument(&format!("memmap={mib}M${:#x}", u64::from(start) << 20))
+    }
+
+    /// Boots it under cloud-hypervisor, not QEMU. It has then that one's devices only, and no monitor.
+    #[must_use]
+    pub fn cloud_hypervisor(mut self, vmm: CloudHypervisor) -> Self {
+        self.other_vmm = Some(vmm);
+        self
     }
 
     /// Attaches the raw image `path` as a disk: `/dev/vda`, `/dev/vdb`, and so on. What the guest
@@ -248,8 +258,14 @@ impl<'lab> VmBuilder<'lab> {
         }
         File::options().append(true).open(&initramfs)?.write_all(&overlay)?;
 
-        let mut qemu = self.lab.qemu().command()?;
         let accelerator = Accelerator::in_use()?;
+        let limit = accelerator.patience(self.time_limit);
+        if let Some(vmm) = &self.other_vmm {
+            let mut vmm = vmm.command(&kernel.image, &initramfs, self.memory_mib, self.cpus);
+            vmm.arg("--cmdline").arg(self.kernel_command_line());
+            return Vm::start(&vmm, files, limit, self.on_line);
+        }
+        let mut qemu = self.lab.qemu().command()?;
         self.machine(&mut qemu, accelerator);
         qemu.arg("-kernel").arg(&kernel.image).arg("-initrd").arg(&initramfs);
         qemu.arg("-append").arg(self.kernel_command_line());
@@ -258,7 +274,7 @@ impl<'lab> VmBuilder<'lab> {
         monitor.push(",server=on,wait=off");
         qemu.arg("-qmp").arg(monitor);
         qemu.args(&self.devices);
-        Vm::start(&qemu, files, accelerator.patience(self.time_limit), self.on_line)
+        Vm::start(&qemu, files, limit, self.on_line)
     }
 
     /// Starts the VM and waits for its script to end well.

@@ -239,6 +239,11 @@ fn found(name: &str) -> Result<PathBuf> {
 
 /// The shared libraries that `program` needs, the loader among them.
 fn libraries(program: &Path) -> Result<Vec<PathBuf>> {
+    let ldd = Command::new("ldd").arg(program).output()?;
+    // One that is linked statically needs none, and ldd fails.
+    if !ldd.status.success() && String::from_utf8_lossy(&ldd.stderr).contains("not a dynamic") {
+        return Ok(Vec::new());
+    }
     Ok(listed(&run::text(Command::new("ldd").arg(program))?))
 }
 

@@ -37,7 +37,8 @@
 //! # Environment
 //!
 //! `VHOST_PMEM_DEBIAN_MIRROR` names the Debian mirror to use instead of the one in the machine's
-//! apt sources. `VHOST_PMEM_ACCEL` is `tcg` or `kvm`, see [`Accelerator`].
+//! apt sources. `VHOST_PMEM_ACCEL` is `tcg` or `kvm`, see [`Accelerator`]. `CLOUD_HYPERVISOR` is the path
+//! of an executable, see [`CloudHypervisor`].
 //!
 //! # Catalogue
 //!
@@ -57,6 +58,7 @@
 //! | [`crate_program()`] | the program of a crate, to be run in a guest |
 //! | [`Qemu`] | the QEMU in use |
 //! | [`Accelerator`] | what it runs guests with |
+//! | [`CloudHypervisor`] | another VMM |
 //! | [`KvmHost`] | a machine with KVM, made of this one's files |
 //! | [`InstalledKvmHost`] | one that can be booted |
 //! | [`Kernel`] | the kernels on offer |
@@ -80,6 +82,7 @@ mod accelerator;
 mod again;
 mod apt;
 mod builder;
+mod cloud_hypervisor;
 mod console;
 mod crate_program;
 mod daemon;
@@ -106,6 +109,7 @@ mod workspace;
 pub use accelerator::Accelerator;
 pub use again::{start_again, started_again};
 pub use builder::{Access, VmBuilder};
+pub use cloud_hypervisor::CloudHypervisor;
 pub use crate_program::{CRATE_PROGRAMS, crate_program};
 pub use daemon::Daemon;
 pub use kernel::Kernel;
