@@ -35,7 +35,7 @@ pub(crate) struct Args {
     names: Vec<String>,
 }
 
-const STEPS: [Step; 8] = [
+const STEPS: [Step; 9] = [
     ("formatting", || run(&mut cargo(["fmt", "--all", "--check"]))),
     ("lints", || {
         run(&mut cargo(["clippy", "--workspace", "--all-targets", "--quiet", "--", "-Dwarnings"]))
@@ -59,6 +59,7 @@ const STEPS: [Step; 8] = [
         CRATE_PROGRAMS.iter().try_for_each(|(name, _)| crate_program(name).map(drop))
     }),
     ("tests, with real guests", || run(&mut cargo(["test", "--workspace", "--quiet"]))),
+    ("tests of guests under KVM, on a CPU that is emulated", || kvm::run(&Choice::Core)),
 ];
 
 pub(crate) fn run_chosen(args: Args) -> Result<()> {
