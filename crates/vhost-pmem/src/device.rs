@@ -250,6 +250,21 @@ impl Device {
         drop(self.publication.lock().unwrap_or_else(PoisonError::into_inner).take());
     }
 
+    /// Where it is published, and whether the file there was made for that.
+    pub fn published(&self) -> Option<(PathBuf, bool)> {
+        let publication = self.publication.lock().unwrap_or_else(PoisonError::into_inner);
+        publication.as_ref().map(Publication::place)
+    }
+
+    /// Has `substitute` take back what was published, by [`unpublish`](crate::unpublish), when
+    /// that is to be done: for a process that gives up the right to unmount.
+    pub fn leave_withdrawal_to(&self, substitute: impl FnOnce() + Send + 'static) {
+        let mut publication = self.publication.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(publication) = publication.as_mut() {
+            publication.leave_to(Box::new(substitute));
+        }
+    }
+
     /// Waits until every request that was taken is answered; none is taken while the guard lives.
     pub fn quiesce(&self) -> MutexGuard<'_, ()> {
         self.batch.lock().unwrap_or_else(PoisonError::into_inner)

@@ -78,7 +78,8 @@ pub use device::Device;
 pub use host::{UnfitHost, check_host};
 pub use page_cache::{CachedPages, cached_pages};
 pub use served::{
-    Failure, LAYER_CHUNK, Layer, LayerError, PublishError, ServeWindowError, allow_served_windows,
+    Failure, LAYER_CHUNK, Layer, LayerError, PublishError, ServeWindowError, ServedThread,
+    allow_served_windows, confine_served_threads, unpublish,
 };
 pub use server::ServeError;
 pub use window::{EXTENTS_MAX, InvalidWindow, Window, WindowChoice, check_size, choose};

@@ -15,6 +15,7 @@
 //! So the file is a [`Store`], and a region of that store is served as any other. The workers wait
 //! for nobody but the stores of the region; they never touch the file.
 
+mod confinement;
 mod dirty_limit;
 mod filesystem;
 mod helper;
@@ -39,12 +40,13 @@ use fuser::{INodeNo, Notifier};
 use pfn_blk::{Access, InvalidPages, NrPages, PfnSpace, Pgoff, Region, Store};
 use thiserror::Error;
 
+pub use self::confinement::{ServedThread, confine_served_threads};
 use self::layers::Layers;
 pub use self::layers::{Failure, LAYER_CHUNK, Layer, LayerError};
 pub use self::namespace::allow_served_windows;
 pub(crate) use self::own_memory::cover;
 pub(crate) use self::publication::Publication;
-pub use self::publication::PublishError;
+pub use self::publication::{PublishError, unpublish};
 use self::workers::{Begun, Job};
 
 /// Why a region can't be served through a file.

@@ -33,14 +33,18 @@ pub enum PublishError {
 
 /// Where a window is published, until this is dropped: an empty file that it is mounted on, whose
 /// owner and mode say who may open it.
-#[derive(Debug)]
 pub(crate) struct Publication {
     path: PathBuf,
     /// It was we who made the file.
     made: bool,
     /// Who may open what is shown there.
     pub(super) permissions: Permissions,
+    /// Ends it in our place.
+    substitute: Option<Substitute>,
 }
+
+/// What ends a publication for a process that has given up the right to.
+pub(crate) type Substitute = Box<dyn FnOnce() + Send>;
 
 /// Who may open a file.
 #[derive(Debug, Clone, Copy)]
@@ -76,11 +80,21 @@ impl Publication {
         let metadata = file.metadata()?;
         let mode = u16::try_from(metadata.mode() & 0o777).expect("nine bits");
         let permissions = Permissions { mode, user: metadata.uid(), group: metadata.gid() };
-        Ok(Self { path, made, permissions })
+        Ok(Self { path, made, permissions, substitute: None })
     }
 
     pub(super) fn path(&self) -> &Path {
         &self.path
+    }
+
+    /// The path, and whether the file there is one that was made for this.
+    pub(crate) fn place(&self) -> (PathBuf, bool) {
+        (self.path.clone(), self.made)
+    }
+
+    /// Has `substitute` end it.
+    pub(crate) fn leave_to(&mut self, substitute: Substitute) {
+        self.substitute = Some(substitute);
     }
 }
 
@@ -116,16 +130,25 @@ fn is_dead(path: &Path) -> bool {
 
 impl Drop for Publication {
     fn drop(&mut self) {
-        let path = self.path.display();
-        if is_mounted(&self.path) {
-            if let Err(error) = mount::unmount(&self.path) {
-                tracing::warn!(%path, %error, "cannot unmount what was published");
-            }
+        match self.substitute.take() {
+            Some(end) => end(),
+            None => unpublish(&self.path, self.made),
         }
-        if self.made {
-            if let Err(error) = fs::remove_file(&self.path) {
-                tracing::warn!(%path, %error, "cannot remove the file that was published");
-            }
+    }
+}
+
+/// Takes away what was published at `path`, and the file itself if it was made for that. What can't
+/// be done is logged.
+pub fn unpublish(path: &Path, made: bool) {
+    let shown = path.display();
+    if is_mounted(path) {
+        if let Err(error) = mount::unmount(path) {
+            tracing::warn!(path = %shown, %error, "cannot unmount what was published");
+        }
+    }
+    if made {
+        if let Err(error) = fs::remove_file(path) {
+            tracing::warn!(path = %shown, %error, "cannot remove the file that was published");
         }
     }
 }

@@ -24,6 +24,7 @@ use pfn_blk::NrPages;
 use rustix::fs::{Mode, OFlags};
 use rustix::thread::UnshareFlags;
 
+use super::confinement::{ServedThread, confine};
 use super::filesystem::RegionFile;
 use super::layers::Layers;
 use super::mount::{Mounted, Place};
@@ -79,22 +80,26 @@ pub(super) fn begin(
     }
 }
 
-/// A file's path, and what to drop when it is open.
-type Ready = (PathBuf, Sender<()>);
+/// A file's path, what to drop when it is open, and what is closed when nothing else is to be done.
+type Ready = (PathBuf, Sender<()>, Receiver<()>);
 
 /// Opens the file, once there is one to open.
 fn open_twice(
     is_ready: &Receiver<Result<Ready, ServeWindowError>>,
 ) -> Result<[File; 2], ServeWindowError> {
     let gone = || ServeWindowError::Session(io::Error::other("its thread is gone"));
-    let (root, _until_opened) = is_ready.recv().map_err(|_| gone())??;
+    let (root, opened, settled) = is_ready.recv().map_err(|_| gone())??;
     let open = || -> io::Result<File> {
         // The kernel asks for owner and size now: until then a root has none of its own.
         std::fs::metadata(&root)?;
         Ok(rustix::fs::open(&root, OFlags::RDWR | OFlags::CLOEXEC, Mode::empty())?.into())
     };
     let open = || open().map_err(ServeWindowError::Open);
-    Ok([open()?, open()?])
+    let files = [open()?, open()?];
+    drop(opened);
+    // It is left behind confined.
+    let _ = settled.recv();
+    Ok(files)
 }
 
 /// In a thread of its own: serves until nobody has the file open any more.
@@ -111,10 +116,13 @@ fn run(
         }
         Ok((session, path, place)) => {
             let (opened, is_opened) = channel();
-            let _ = ready.send(Ok((path, opened)));
+            let (settled, is_settled) = channel();
+            let _ = ready.send(Ok((path, opened, is_settled)));
             // It is opened, or they gave up.
             let _ = is_opened.recv();
             drop(place);
+            confine(ServedThread::Layers);
+            drop::<Sender<()>>(settled);
             let notifier = session.notifier();
             work.iter().for_each(|job| job(&notifier));
             if let Err(error) = session.join() {
@@ -125,16 +133,28 @@ fn run(
 }
 
 /// Has this thread, and those that it starts, take no signals. A handler that runs in one of them
-/// doesn't find the fds that it was made with: one that writes to a pipe wakes nobody.
+/// doesn't find the fds that it was made with: one that writes to a pipe wakes nobody. But for
+/// SIGSYS, which a thread has sent itself, and whose handler says why the process ends.
 fn block_signals() -> io::Result<()> {
     // SAFETY: a set of signals is plain numbers, and any are valid; it is filled before it is used.
     // The mask is this thread's own, and blocking harms nobody's memory.
     let result = unsafe {
         let mut all: libc::sigset_t = std::mem::zeroed();
         libc::sigfillset(&mut all);
+        libc::sigdelset(&mut all, libc::SIGSYS);
         libc::pthread_sigmask(libc::SIG_SETMASK, &all, std::ptr::null_mut())
     };
     if result == 0 { Ok(()) } else { Err(io::Error::from_raw_os_error(result)) }
+}
+
+/// Begins the workers, from a thread that is confined as they are to be.
+fn spawn_confined(session: Session<RegionFile>) -> io::Result<BackgroundSession> {
+    let spawn = || {
+        confine(ServedThread::Worker);
+        session.spawn()
+    };
+    let begun = std::thread::scope(|scope| scope.spawn(spawn).join());
+    begun.unwrap_or_else(|_| Err(io::Error::other("the workers can't be begun")))
 }
 
 fn serve(
@@ -156,9 +176,8 @@ fn serve(
     }
     let mut config = Config::default();
     config.n_threads = Some(WORKERS);
-    let session = Session::from_fd(filesystem, device, SessionACL::All, config)
-        .and_then(Session::spawn)
-        .map_err(ServeWindowError::Session)?;
+    let session = Session::from_fd(filesystem, device, SessionACL::All, config);
+    let session = session.and_then(spawn_confined).map_err(ServeWindowError::Session)?;
     if let Err(error) = dirty_limit::lift(&path) {
         tracing::debug!(%error, "the guest is slowed down when it has stored much and not flushed");
     }
