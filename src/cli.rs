@@ -13,6 +13,7 @@ use vhost_pmem::WindowChoice;
 
 use crate::address::Address;
 use crate::size::ByteSize;
+use crate::user::User;
 
 /// Serves files as a virtio-pmem device to a vhost-user frontend such as QEMU, so that a guest
 /// mounts them with DAX.
@@ -44,6 +45,9 @@ pub(crate) struct Cli {
     #[command(flatten)]
     pub(crate) backing: BackingArgs,
 
+    #[command(flatten)]
+    pub(crate) sandbox: SandboxArgs,
+
     /// Print what this backend can do, as JSON, and exit; other options are ignored
     #[arg(long)]
     print_capabilities: bool,
@@ -74,6 +78,14 @@ pub(crate) struct Cli {
     /// End when the process that started this one does
     #[arg(long, hide = true)]
     pub(crate) end_with_parent: bool,
+
+    /// Withdraw what is published there, when told to on standard input
+    #[arg(long, hide = true, value_name = "PATH")]
+    pub(crate) withdraw: Option<PathBuf>,
+
+    /// The file there goes, too
+    #[arg(long, hide = true, requires = "withdraw")]
+    pub(crate) withdraw_file: bool,
 
     /// How much to log to standard error: off, error, warn, info, debug or trace
     #[arg(long, value_name = "LEVEL", default_value = "info")]
@@ -188,10 +200,48 @@ pub(crate) struct MergeArgs {
 }
 
 #[derive(Debug, Args)]
+pub(crate) struct SandboxArgs {
+    /// Become this user, by name or number, with this group or else the user's, once all is open that
+    /// takes more; only as root. Its are the sockets then
+    #[arg(long, value_name = "USER[:GROUP]")]
+    pub(crate) user: Option<User>,
+
+    /// What the daemon gives up once it has begun. auto: capabilities, files but its own, and the
+    /// host's mounts and network, as far as the kernel lets it. none: nothing
+    #[arg(long, value_name = "SANDBOX", value_enum, default_value_t)]
+    pub(crate) sandbox: SandboxArg,
+
+    /// What becomes of a system call that the daemon has no use for. kill: it ends the daemon, which
+    /// says which it was. log: it is made, and noted in the kernel's log. none: it is made
+    #[arg(long, value_name = "ACTION", value_enum, default_value_t)]
+    pub(crate) seccomp: SeccompArg,
+
+    /// Let "vhost-pmemd snapshot" make files in this directory, and in those beneath it, too, and not
+    /// in those alone that have the files of a served window. May be given more than once
+    #[arg(long, value_name = "DIR")]
+    pub(crate) allow_dir: Vec<PathBuf>,
+}
+
+#[derive(Debug, Clone, Copy, Default, ValueEnum)]
+pub(crate) enum SandboxArg {
+    #[default]
+    Auto,
+    None,
+}
+
+#[derive(Debug, Clone, Copy, Default, ValueEnum)]
+pub(crate) enum SeccompArg {
+    #[default]
+    Kill,
+    Log,
+    None,
+}
+
+#[derive(Debug, Args)]
 #[group(multiple = false)]
 pub(crate) struct EndpointArgs {
     /// Listen on this Unix socket; one that a dead process left behind is replaced
-    #[arg(long, value_name = "PATH", required_unless_present_any = ["fd", "publish", "config"])]
+    #[arg(long, value_name = "PATH", required_unless_present_any = ["fd", "publish", "config", "withdraw"])]
     pub(crate) socket_path: Option<PathBuf>,
 
     /// Use this inherited file descriptor: a Unix socket that listens, or one that is connected to a
@@ -203,7 +253,7 @@ pub(crate) struct EndpointArgs {
 #[derive(Debug, Args)]
 pub(crate) struct BackingArgs {
     /// Serve this file or block device
-    #[arg(long, value_name = "PATH", required_unless_present_any = ["table", "config"], conflicts_with = "table")]
+    #[arg(long, value_name = "PATH", required_unless_present_any = ["table", "config", "withdraw"], conflicts_with = "table")]
     pub(crate) file: Option<PathBuf>,
 
     /// Create the file with this size, or grow it; new space is sparse, and nothing is ever cut off.

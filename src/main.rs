@@ -7,18 +7,22 @@ mod backing;
 mod capabilities;
 mod check;
 mod cli;
+mod confinement;
 mod control;
 mod fleet;
+mod janitor;
 mod log;
 mod merge;
 mod metrics;
 mod progress;
 mod relay;
 mod resync;
+mod sandbox;
 mod service;
 mod shutdown;
 mod size;
 mod socket;
+mod user;
 
 use std::process::ExitCode;
 use std::sync::{Arc, Mutex};
@@ -27,12 +31,13 @@ use std::time::Duration;
 use anyhow::{Context, bail};
 use clap::Parser;
 use tracing::{debug, field, info, warn};
-use vhost_pmem::Device;
+use vhost_pmem::{Device, ServedThread};
 
 use crate::backing::Backing;
 use crate::cli::{Cli, Command, ControlArgs, MergeArgs};
 use crate::control::{Operator, OwnProcess, Request};
 use crate::log::Log;
+use crate::sandbox::Role;
 use crate::size::ByteSize;
 use crate::socket::Endpoint;
 
@@ -45,10 +50,11 @@ fn main() -> ExitCode {
     let cli = Cli::parse();
     let log = Log::of(&cli);
     log.begin(cli.name.clone());
-    let result = match (&cli.command, &cli.config) {
-        (Some(command), _) => operate(command),
-        (None, Some(config)) => fleet::run(config, cli.control.as_deref(), log),
-        (None, None) => serve(&cli),
+    let result = match (&cli.command, &cli.config, &cli.withdraw) {
+        (Some(command), ..) => operate(command),
+        (None, Some(config), _) => fleet::run(config, &cli, log),
+        (None, None, Some(path)) => janitor::run(path, cli.withdraw_file),
+        (None, None, None) => serve(&cli),
     };
     match result {
         Ok(()) => ExitCode::SUCCESS,
@@ -98,6 +104,9 @@ fn serve(cli: &Cli) -> anyhow::Result<()> {
         fleet::end_with_parent()?;
     }
     vhost_pmem::check_host()?;
+    if cli.sandbox.user.is_some() && !rustix::process::geteuid().is_root() {
+        bail!("--user takes root");
+    }
     // What is published is seen in the namespace that we were started in only.
     if backing::may_be_served(&cli.backing) && cli.backing.publish.is_none() {
         // Before there is any other thread.
@@ -105,13 +114,21 @@ fn serve(cli: &Cli) -> anyhow::Result<()> {
             debug!(%error, "no user namespace; served windows take the right to mount");
         }
     }
-    let endpoint = Endpoint::open(&cli.endpoint)?;
+    let endpoint = Endpoint::open(&cli.endpoint, confinement::options(&cli.sandbox))?;
     let publish = cli.backing.publish.as_deref();
     let control = cli.control.as_deref().map(Endpoint::control).transpose()?;
     let metrics = cli.metrics.as_ref().map(metrics::Listener::open).transpose()?;
     let Backing { region, stores, mirrors, snapshots, overlay } = backing::open(&cli.backing)?;
     let nr_pages = region.nr_pages();
     let size = ByteSize(nr_pages.bytes());
+    let sandbox = Arc::new(confinement::lay_out(cli, &region, &stores)?);
+    let own = Arc::clone(&sandbox);
+    vhost_pmem::confine_served_threads(move |thread| {
+        own.enter(match thread {
+            ServedThread::Layers => Role::Layers,
+            _ => Role::Worker,
+        });
+    });
     let device = backing::device(region, &cli.backing, endpoint.is_some())?;
     let device = device.with_polling(Duration::from_micros(cli.poll_us.into()));
     let device = Arc::new(match cli.max_syncs {
@@ -121,6 +138,17 @@ fn serve(cli: &Cli) -> anyhow::Result<()> {
     for store in stores.iter().map(|pagemap| pagemap.store()).filter(|one| !one.is_persistent()) {
         warn!(store = store.name(), "in memory: all that is flushed is lost without power");
     }
+    if sandbox.ends_mounting() {
+        janitor::leave_to(&device).context("cannot leave the unpublishing to a process")?;
+    }
+    let sockets = || {
+        let sockets = [&endpoint, &control].into_iter().map(Option::as_ref);
+        sockets.chain([metrics.as_ref().and_then(metrics::Listener::endpoint)]).flatten()
+    };
+    if let Some(user) = cli.sandbox.user {
+        sockets().try_for_each(|one| one.give_to(user))?;
+    }
+    sandbox.leave_the_host();
     if control.is_some() || metrics.is_some() {
         let from_table =
             snapshots.into_iter().map(|(position, snapshot)| (position.to_string(), snapshot));
@@ -134,25 +162,33 @@ fn serve(cli: &Cli) -> anyhow::Result<()> {
             snapshots: from_table.chain(overlay).collect(),
             process: OwnProcess::open().ok(),
             changing: Mutex::default(),
+            sandbox: Arc::clone(&sandbox),
         };
         let carry_out = Arc::new(move |request: &Request| operator.carry_out(request));
         if let Some(listener) = &metrics {
             let carry_out = Arc::clone(&carry_out);
             let collect = Arc::new(move || carry_out(&Request::status()));
-            metrics::serve(listener, collect, None).context("cannot set up metrics")?;
+            metrics::serve(listener, collect, None, sandbox.pass(Role::Metrics))
+                .context("cannot set up metrics")?;
         }
         if let Some(endpoint) = &control {
-            control::serve(endpoint, carry_out).context("cannot set up control")?;
+            control::serve(endpoint, carry_out, sandbox.pass(Role::Operator))
+                .context("cannot set up control")?;
         }
     }
-    resync::begin(mirrors).context("cannot begin to resync")?;
-    let sockets = [&endpoint, &control].map(Option::as_ref).into_iter();
-    let sockets = sockets.chain([metrics.as_ref().and_then(metrics::Listener::endpoint)]);
-    let unlink: Vec<_> = sockets.flatten().map(Endpoint::unlinker).collect();
+    resync::begin(mirrors, sandbox.pass(Role::Resync)).context("cannot begin to resync")?;
+    let unlink: Vec<_> = sockets().map(Endpoint::unlinker).collect();
     let tidy = || unlink.into_iter().for_each(|unlink| unlink());
-    shutdown::on_signal(Arc::clone(&device), tidy).context("cannot set up signals")?;
+    shutdown::on_signal(Arc::clone(&device), sandbox.pass(Role::Signals), tidy)
+        .context("cannot set up signals")?;
     let window = backing::describe(device.window(), nr_pages);
     service::ready();
+    sandbox.wait_for_all();
+    sandbox.enter(Role::Device);
+    if cli.end_with_parent {
+        // Who becomes another user has forgotten.
+        fleet::end_with_parent()?;
+    }
     if let Some(path) = publish {
         info!(%size, %window, path = %path.display(), "published");
     }

@@ -12,6 +12,7 @@ use std::mem::MaybeUninit;
 use std::net::Shutdown;
 use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::net::{UnixListener, UnixStream};
+use std::sync::Arc;
 use std::thread;
 
 use rustix::cmsg_space;
@@ -21,6 +22,8 @@ use rustix::net::{
 };
 use tracing::warn;
 
+use crate::sandbox::{Options, Pass, Role, Sandbox};
+
 /// More than any vhost-user message carries: a memory table has up to 8, of the kernel's 253.
 const FDS_MAX: usize = 32;
 
@@ -29,18 +32,22 @@ const HEADER_LEN: usize = 12;
 const BODY_LEN_MAX: usize = 4096;
 
 /// A listening socket with one connection to accept: `frontend`.
-pub(crate) fn listen(frontend: UnixStream) -> io::Result<UnixListener> {
+pub(crate) fn listen(frontend: UnixStream, sandbox: Options) -> io::Result<UnixListener> {
+    // There are no files yet, and it needs none.
+    let sandbox = Arc::new(Sandbox::new(sandbox));
     let private = tempfile::tempdir()?;
     let path = private.path().join("socket");
     let listener = UnixListener::bind(&path)?;
     let backend = UnixStream::connect(&path)?;
-    spawn("relay-in", frontend.try_clone()?, backend.try_clone()?)?;
-    spawn("relay-out", backend, frontend)?;
+    spawn("relay-in", frontend.try_clone()?, backend.try_clone()?, sandbox.pass(Role::Relay))?;
+    spawn("relay-out", backend, frontend, sandbox.pass(Role::Relay))?;
+    sandbox.wait_for_all();
     Ok(listener)
 }
 
-fn spawn(name: &str, from: UnixStream, to: UnixStream) -> io::Result<()> {
+fn spawn(name: &str, from: UnixStream, to: UnixStream, pass: Pass) -> io::Result<()> {
     let relay = move || {
+        pass.enter();
         if let Err(error) = pump(&from, &to) {
             warn!(%error, "the inherited socket failed");
         }

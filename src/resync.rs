@@ -10,12 +10,17 @@ use pfn_blk::table::Position;
 use pfn_blk::{Access, Mirror, Target};
 use tracing::{info, warn};
 
+use crate::sandbox::Pass;
+
 /// Brings up the legs of `mirrors` that may differ, one mirror after another.
-pub(crate) fn begin(mirrors: Vec<(Position, Arc<Mirror>)>) -> io::Result<()> {
+pub(crate) fn begin(mirrors: Vec<(Position, Arc<Mirror>)>, pass: Pass) -> io::Result<()> {
     if mirrors.is_empty() {
         return Ok(());
     }
-    let all = move || mirrors.iter().for_each(|(position, mirror)| make_whole(*position, mirror));
+    let all = move || {
+        pass.enter();
+        mirrors.iter().for_each(|(position, mirror)| make_whole(*position, mirror));
+    };
     std::thread::Builder::new().name("resync".to_owned()).spawn(all)?;
     Ok(())
 }

@@ -12,12 +12,14 @@ use signal_hook::iterator::Signals;
 use tracing::info;
 use vhost_pmem::Device;
 
+use crate::sandbox::Pass;
 use crate::service;
 
 /// Has the process end on a signal, with success, once the flushes that were taken are answered
 /// and `tidy` was called. A second signal ends it at once, should the storage hang.
 pub(crate) fn on_signal(
     device: Arc<Device>,
+    pass: Pass,
     tidy: impl FnOnce() + Send + 'static,
 ) -> io::Result<()> {
     let ending = Arc::new(AtomicBool::new(false));
@@ -28,6 +30,7 @@ pub(crate) fn on_signal(
     }
     let mut signals = Signals::new([SIGTERM, SIGINT])?;
     std::thread::Builder::new().name("signals".to_owned()).spawn(move || {
+        pass.enter();
         let signal = signals.forever().next();
         info!(signal, "ending");
         service::stopping();

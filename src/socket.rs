@@ -16,6 +16,8 @@ use tracing::info;
 
 use crate::cli::EndpointArgs;
 use crate::relay;
+use crate::sandbox::Options;
+use crate::user::User;
 
 /// Where frontends come from.
 pub(crate) struct Endpoint {
@@ -28,14 +30,14 @@ pub(crate) struct Endpoint {
 
 impl Endpoint {
     /// None if none was asked for.
-    pub(crate) fn open(args: &EndpointArgs) -> anyhow::Result<Option<Self>> {
+    pub(crate) fn open(args: &EndpointArgs, sandbox: Options) -> anyhow::Result<Option<Self>> {
         match (&args.socket_path, args.fd) {
             (Some(path), _) => {
                 let bound = bind(path);
                 bound.with_context(|| format!("cannot listen on {}", path.display())).map(Some)
             }
             (None, Some(fd)) => {
-                inherit(fd).with_context(|| format!("cannot use --fd {fd}")).map(Some)
+                inherit(fd, sandbox).with_context(|| format!("cannot use --fd {fd}")).map(Some)
             }
             (None, None) => Ok(None),
         }
@@ -52,6 +54,13 @@ impl Endpoint {
     /// Whether the first frontend is also the last.
     pub(crate) fn is_single(&self) -> bool {
         self.single
+    }
+
+    /// Has the socket's path belong to `user`.
+    pub(crate) fn give_to(&self, user: User) -> anyhow::Result<()> {
+        let Some((path, _)) = &self.bound else { return Ok(()) };
+        std::os::unix::fs::lchown(path, Some(user.user), Some(user.group))
+            .with_context(|| format!("cannot give {} to the user of --user", path.display()))
     }
 
     pub(crate) fn listener(&self) -> io::Result<UnixListener> {
@@ -120,7 +129,7 @@ fn replace_stale(path: &Path) -> anyhow::Result<UnixListener> {
 }
 
 #[allow(unsafe_code, reason = "an inherited fd is a number until someone says it is owned")]
-fn inherit(fd: RawFd) -> anyhow::Result<Endpoint> {
+fn inherit(fd: RawFd, sandbox: Options) -> anyhow::Result<Endpoint> {
     if fd <= 2 {
         bail!("0, 1 and 2 are standard input, output and error");
     }
@@ -133,7 +142,7 @@ fn inherit(fd: RawFd) -> anyhow::Result<Endpoint> {
     let fd = unsafe { OwnedFd::from_raw_fd(fd) };
     let (listener, single) = match rustix::net::sockopt::socket_acceptconn(&fd) {
         Ok(true) => (fd.into(), false),
-        Ok(false) => (relay::listen(fd.into())?, true),
+        Ok(false) => (relay::listen(fd.into(), sandbox)?, true),
         Err(_) => bail!("not a socket"),
     };
     Ok(Endpoint { listener, single, bound: None })

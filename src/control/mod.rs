@@ -23,6 +23,7 @@ pub(crate) use self::operator::Operator;
 pub(crate) use self::process::{OwnProcess, Process};
 pub(crate) use self::protocol::{Command, Cow, Mirror, Report, Request, State, Status};
 use self::protocol::{Outcome, Reply, VERSION};
+use crate::sandbox::Pass;
 use crate::socket::Endpoint;
 
 /// No request is longer.
@@ -34,9 +35,10 @@ const PATIENCE: Duration = Duration::from_secs(10);
 pub(crate) type CarryOut = dyn Fn(&Request) -> anyhow::Result<Vec<Report>> + Send + Sync;
 
 /// Answers whoever connects to `endpoint`, each in a thread of its own, as some requests take long.
-pub(crate) fn serve(endpoint: &Endpoint, carry_out: Arc<CarryOut>) -> io::Result<()> {
+pub(crate) fn serve(endpoint: &Endpoint, carry_out: Arc<CarryOut>, pass: Pass) -> io::Result<()> {
     let listener = endpoint.listener()?;
     let serve = move || {
+        pass.enter();
         for stream in listener.incoming() {
             let carry_out = Arc::clone(&carry_out);
             let answer = move || {

@@ -3,16 +3,17 @@
 //! What a request does.
 
 use std::fs::{self, File};
+use std::io;
 use std::os::fd::{AsFd, OwnedFd};
 use std::path::Path;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
-use anyhow::{Context, bail};
+use anyhow::{Context, anyhow, bail};
 use pfn_blk::table::Position;
 use pfn_blk::{
-    Access, FileStore, LegState, Mirror, MirrorStatus, NrPages, PAGE_SIZE, Pagemap, Sizing,
-    Snapshot, SnapshotUsage, mark_origin, unmark_origin,
+    Access, FileStore, InvalidStore, LegState, Mirror, MirrorStatus, NrPages, PAGE_SIZE, Pagemap,
+    Sizing, Snapshot, SnapshotUsage, mark_origin, unmark_origin,
 };
 use rustix::io::Errno;
 use tracing::{info, warn};
@@ -23,6 +24,7 @@ use super::process::OwnProcess;
 use super::protocol::{self, Command, Cow, Report, Request, State, Status};
 use crate::backing::overlay_chunk;
 use crate::resync;
+use crate::sandbox::Sandbox;
 
 /// How long a status may take to tell what is in the page cache: each GiB takes 20 ms where all pages
 /// are cached by themselves, and next to nothing where they aren't.
@@ -41,6 +43,8 @@ pub(crate) struct Operator {
     pub(crate) process: Option<OwnProcess>,
     /// Held while something is changed.
     pub(crate) changing: Mutex<()>,
+    /// Says which files can be opened.
+    pub(crate) sandbox: Arc<Sandbox>,
 }
 
 impl Operator {
@@ -84,7 +88,8 @@ impl Operator {
         let origins = self.origins()?;
         let ample = Snapshot::ample_cow(self.size, overlay_chunk())?;
         // Durable before a mark names it: whoever finds the mark after a power cut finds it, too.
-        let (_, sizing) = FileStore::open_sized(cow, ample).map_err(LayerError::Store)?;
+        let opened = FileStore::open_sized(cow, ample);
+        let (_, sizing) = opened.map_err(|error| self.explain(error))?;
         let taken = self.take_marked(&origins, cow);
         if taken.is_err() {
             unmark(&origins);
@@ -94,6 +99,15 @@ impl Operator {
             }
         }
         taken
+    }
+
+    /// Adds to a refusal what the operator can do about it.
+    fn explain(&self, error: InvalidStore) -> anyhow::Error {
+        let is_refused = matches!(&error, InvalidStore::Io { source, .. }
+            if source.kind() == io::ErrorKind::PermissionDenied);
+        let advice = self.sandbox.advice();
+        let error = anyhow!(LayerError::Store(error));
+        if is_refused && !advice.is_empty() { anyhow!("{error:#}; {advice}") } else { error }
     }
 
     /// Takes a snapshot, with all marked that must not be written from then on.

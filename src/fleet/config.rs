@@ -27,7 +27,7 @@ pub(super) struct Config {
 }
 
 /// Options of the command line that are no device's.
-const NOT_A_DEVICES: [&str; 10] = [
+const NOT_A_DEVICES: [&str; 12] = [
     "config",
     "control",
     "end-with-parent",
@@ -38,6 +38,8 @@ const NOT_A_DEVICES: [&str; 10] = [
     "metrics",
     "name",
     "print-capabilities",
+    "withdraw",
+    "withdraw-file",
 ];
 
 /// A name is a file's, too: that of a socket.

@@ -21,6 +21,8 @@ pub(super) struct Launcher {
     /// Where their control sockets are.
     pub(super) dir: PathBuf,
     pub(super) log: Log,
+    /// How they are confined, where they don't say so themselves.
+    pub(super) sandbox: Vec<String>,
 }
 
 impl Launcher {
@@ -32,8 +34,11 @@ impl Launcher {
     fn start(&self, name: &str, args: &[String]) -> io::Result<Child> {
         let mut command = Command::new("/proc/self/exe");
         service::ENVIRONMENT.into_iter().for_each(|variable| _ = command.env_remove(variable));
+        let key = |argument: &String| argument.split('=').next().map(str::to_owned);
+        let is_said = |argument: &&String| !args.iter().any(|own| key(own) == key(argument));
         command
             .args(args)
+            .args(self.sandbox.iter().filter(is_said))
             .args(["--end-with-parent", "--name", name])
             .args(self.log.options())
             .arg("--control")

@@ -25,9 +25,12 @@ use tracing::{error, info};
 use self::config::Config;
 use self::member::{Launcher, Member, Standing, private_dir};
 use crate::address::Address;
+use crate::cli::Cli;
+use crate::confinement;
 use crate::control::{self, Command, OwnProcess, Report, Request, State};
 use crate::log::Log;
 use crate::metrics;
+use crate::sandbox::{Role, Sandbox};
 use crate::service;
 use crate::socket::Endpoint;
 
@@ -43,7 +46,10 @@ enum Event {
 }
 
 /// Serves the devices of the file `config` until a signal ends it.
-pub(crate) fn run(config: &Path, control: Option<&Path>, log: Log) -> anyhow::Result<()> {
+///
+/// The process keeps its rights, for its members to begin with, and give up themselves; but not
+/// its threads that do what others ask for.
+pub(crate) fn run(config: &Path, cli: &Cli, log: Log) -> anyhow::Result<()> {
     let Config { metrics, devices } = config::read(config)?;
     let (send, events) = channel();
     // Before any child there is.
@@ -55,20 +61,23 @@ pub(crate) fn run(config: &Path, control: Option<&Path>, log: Log) -> anyhow::Re
     };
     std::thread::Builder::new().name("signals".to_owned()).spawn(relay)?;
     let dir = private_dir().context("cannot make a directory for control sockets")?;
-    let endpoint = control.map(Endpoint::control).transpose()?;
+    let endpoint = cli.control.as_deref().map(Endpoint::control).transpose()?;
     let listener = metrics.as_ref().map(metrics::Listener::open).transpose()?;
     let operator = Arc::new(Operator { fleet: send, dir: dir.path().to_owned() });
+    let sandbox = Arc::new(Sandbox::new(confinement::options(&cli.sandbox)));
     if let Some(listener) = &listener {
         let operator = Arc::clone(&operator);
         let collect = Arc::new(move || operator.carry_out(&Request::status()));
-        metrics::serve(listener, collect, OwnProcess::open().ok())
+        metrics::serve(listener, collect, OwnProcess::open().ok(), sandbox.pass(Role::Fleet))
             .context("cannot set up metrics")?;
     }
     if let Some(endpoint) = &endpoint {
         let carry_out = move |request: &Request| operator.carry_out(request);
-        control::serve(endpoint, Arc::new(carry_out)).context("cannot set up control")?;
+        control::serve(endpoint, Arc::new(carry_out), sandbox.pass(Role::Fleet))
+            .context("cannot set up control")?;
     }
-    let launcher = Launcher { dir: dir.path().to_owned(), log };
+    let launcher =
+        Launcher { dir: dir.path().to_owned(), log, sandbox: confinement::arguments(&cli.sandbox) };
     let mut fleet = Fleet {
         config: config.to_owned(),
         metrics,

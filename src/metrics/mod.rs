@@ -21,6 +21,7 @@ use self::http::Stream;
 use crate::address::Address;
 use crate::cli::EndpointArgs;
 use crate::control::{OwnProcess, Report};
+use crate::sandbox::{Options, Pass};
 use crate::socket::Endpoint;
 
 /// How many clients are borne with at once; the one that came first goes for another.
@@ -45,7 +46,8 @@ impl Listener {
         match address {
             Address::Unix(path) => {
                 let args = EndpointArgs { socket_path: Some(path.clone()), fd: None };
-                let endpoint = Endpoint::open(&args)?.context("no socket for metrics")?;
+                let endpoint =
+                    Endpoint::open(&args, Options::default())?.context("no socket for metrics")?;
                 Ok(Self::Unix(endpoint))
             }
             Address::Tcp(address) => {
@@ -86,29 +88,34 @@ pub(crate) fn serve(
     listener: &Listener,
     collect: Arc<Collect>,
     own: Option<OwnProcess>,
+    pass: Pass,
 ) -> io::Result<()> {
     let mut accept = listener.accepting()?;
     let clients = Arc::new(Clients::default());
     let source = Arc::new(Source { collect, own, last: Mutex::default() });
-    let serve = move || loop {
-        let stream = match accept() {
-            Ok(stream) => stream,
-            Err(error) => {
-                debug!(%error, "metrics: a client can't be accepted");
-                std::thread::sleep(PAUSE);
-                continue;
+    let serve = move || {
+        pass.enter();
+        loop {
+            let stream = match accept() {
+                Ok(stream) => stream,
+                Err(error) => {
+                    debug!(%error, "metrics: a client can't be accepted");
+                    std::thread::sleep(PAUSE);
+                    continue;
+                }
+            };
+            let Some(client) = Client::admit(&clients, stream) else { continue };
+            let source = Arc::clone(&source);
+            let answer = move || {
+                if let Err(error) = http::answer(&client.stream, || source.text()) {
+                    debug!(%error, "metrics: a client was not answered");
+                }
+            };
+            // Without a thread to be had the client sees the connection closed.
+            if let Err(error) = std::thread::Builder::new().name("scrape".to_owned()).spawn(answer)
+            {
+                debug!(%error, "metrics: no thread for a client");
             }
-        };
-        let Some(client) = Client::admit(&clients, stream) else { continue };
-        let source = Arc::clone(&source);
-        let answer = move || {
-            if let Err(error) = http::answer(&client.stream, || source.text()) {
-                debug!(%error, "metrics: a client was not answered");
-            }
-        };
-        // Without a thread to be had the client sees the connection closed.
-        if let Err(error) = std::thread::Builder::new().name("scrape".to_owned()).spawn(answer) {
-            debug!(%error, "metrics: no thread for a client");
         }
     };
     std::thread::Builder::new().name("metrics".to_owned()).spawn(serve)?;

@@ -27,6 +27,9 @@ mod suites;
 mod test;
 mod toolchain;
 mod tools;
+#[allow(dead_code, reason = "the daemon uses all of it")]
+#[path = "../../src/user.rs"]
+mod user;
 
 use std::process::ExitCode;
 

@@ -1,0 +1,79 @@
+// SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
+
+//! From the command line to a sandbox.
+
+use std::collections::BTreeSet;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use clap::ValueEnum;
+use pfn_blk::{Pagemap, Region};
+use vhost_pmem::Window;
+
+use crate::address::Address;
+use crate::cli::{Cli, SandboxArg, SandboxArgs, SeccompArg};
+use crate::sandbox::{Options, Sandbox, Violation};
+use crate::user::User;
+
+/// What was asked for.
+pub(crate) fn options(args: &SandboxArgs) -> Options {
+    Options {
+        user: args.user,
+        open: matches!(args.sandbox, SandboxArg::None),
+        violation: match args.seccomp {
+            SeccompArg::Kill => Some(Violation::Kill),
+            SeccompArg::Log => Some(Violation::Log),
+            SeccompArg::None => None,
+        },
+    }
+}
+
+/// The same, as another daemon's command line has it.
+pub(crate) fn arguments(args: &SandboxArgs) -> Vec<String> {
+    let user = args.user.map(|User { user, group }| format!("--user={user}:{group}"));
+    let mut all: Vec<_> = user.into_iter().collect();
+    let values = [
+        ("sandbox", args.sandbox.to_possible_value()),
+        ("seccomp", args.seccomp.to_possible_value()),
+    ];
+    for (key, value) in values {
+        all.extend(value.map(|value| format!("--{key}={}", value.get_name())));
+    }
+    all.extend(args.allow_dir.iter().map(|dir| format!("--allow-dir={}", dir.display())));
+    all
+}
+
+/// The sandbox of the daemon that serves `region`, made of `stores`, with the directories it is to have.
+pub(crate) fn lay_out(
+    cli: &Cli,
+    region: &Region,
+    stores: &[Arc<Pagemap>],
+) -> anyhow::Result<Sandbox> {
+    let mut sandbox = Sandbox::new(options(&cli.sandbox));
+    if sandbox.is_open() {
+        return Ok(sandbox);
+    }
+    let parent =
+        |path: &Path| std::path::absolute(path).map(|path| path.parent().map(Path::to_owned));
+    let metrics = cli.metrics.as_ref().and_then(|metrics| match metrics {
+        Address::Unix(path) => Some(path),
+        Address::Tcp(_) => None,
+    });
+    let sockets = [cli.endpoint.socket_path.as_ref(), cli.control.as_ref(), metrics];
+    for socket in sockets.into_iter().flatten() {
+        parent(socket)?.map_or(Ok(()), |directory| sandbox.allow_removal(&directory))?;
+    }
+    for directory in &cli.sandbox.allow_dir {
+        sandbox.allow(directory)?;
+    }
+    // Snapshots are taken by operators, and of what is served.
+    let window = vhost_pmem::choose(region, cli.backing.window.into());
+    let is_served = cli.backing.publish.is_some() || matches!(window, Ok(Window::Served { .. }));
+    if cli.control.is_some() && is_served {
+        let names = stores.iter().map(|pagemap| PathBuf::from(pagemap.store().name()));
+        let files = names.filter(|path| path.is_file());
+        let directories: BTreeSet<_> = files.filter_map(|path| parent(&path).ok()?).collect();
+        directories.iter().try_for_each(|directory| sandbox.allow(directory))?;
+    }
+    Ok(sandbox)
+}

@@ -1,0 +1,272 @@
+// SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
+
+//! Which system calls a thread may make: seccomp.
+//!
+//! The lists are what was seen by strace(1) and the test-suites, and what the C library and Rust's
+//! own may do in their place: allocate, begin threads, log, panic. The kernel remembers the calls
+//! that are allowed whatever their arguments, so that those cost next to nothing.
+
+use std::collections::BTreeMap;
+
+use anyhow::Context;
+use libc::c_long;
+use seccompiler::{
+    BpfProgram, SeccompAction, SeccompCmpArgLen, SeccompCmpOp, SeccompCondition, SeccompFilter,
+    SeccompRule, apply_filter,
+};
+
+use super::landlock::Reach;
+use super::trap;
+
+/// What a thread is there for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Role {
+    /// Serves frontends: requests, queues, flushes.
+    Device,
+    /// Answers the kernel for a served window.
+    Worker,
+    /// Takes and merges snapshots of a served window.
+    Layers,
+    /// Carries messages from one socket to another.
+    Relay,
+    /// Does what operators ask for.
+    Operator,
+    /// Tells of the device in figures.
+    Metrics,
+    /// Waits for signals, and ends the daemon.
+    Signals,
+    /// Copies what a mirror's legs differ in.
+    Resync,
+    /// Does what operators ask of a fleet, by asking its members.
+    Fleet,
+}
+
+impl Role {
+    /// All that a thread of this role may call, whatever the arguments.
+    fn calls(self) -> impl Iterator<Item = &'static [c_long]> {
+        let own: &[&[c_long]] = match self {
+            Self::Device => &[STORES, FRONTENDS, MESSAGES, REMOVAL],
+            Self::Worker | Self::Resync => &[STORES],
+            Self::Layers => &[STORES, FILES, REMOVAL],
+            Self::Relay => &[MESSAGES],
+            Self::Operator => &[STORES, FILES, REMOVAL, MESSAGES, FIGURES],
+            Self::Metrics => &[STORES, MESSAGES, FIGURES],
+            Self::Signals => &[STORES, MESSAGES, CONNECTING, REMOVAL],
+            Self::Fleet => &[MESSAGES, CONNECTING, FIGURES],
+        };
+        [ALWAYS].into_iter().chain(own.iter().copied())
+    }
+
+    /// Which files it may open or remove.
+    pub(super) fn reach(self) -> Reach {
+        match self {
+            Self::Layers | Self::Operator => Reach::Files,
+            Self::Device | Self::Signals => Reach::Removal,
+            Self::Worker | Self::Relay | Self::Metrics | Self::Resync | Self::Fleet => {
+                Reach::Nothing
+            }
+        }
+    }
+}
+
+/// What becomes of a call that a thread must not make.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Violation {
+    /// It is made, and noted in the kernel's log.
+    Log,
+    /// The process ends, and says why.
+    Kill,
+}
+
+/// Memory, threads, time, signals, what is open already, and the end.
+const ALWAYS: &[c_long] = &[
+    libc::SYS_brk,
+    libc::SYS_clock_getres,
+    libc::SYS_clock_gettime,
+    libc::SYS_clock_nanosleep,
+    libc::SYS_close,
+    libc::SYS_exit,
+    libc::SYS_exit_group,
+    libc::SYS_fcntl,
+    libc::SYS_fstat,
+    libc::SYS_futex,
+    libc::SYS_getpid,
+    libc::SYS_getrandom,
+    libc::SYS_gettid,
+    libc::SYS_gettimeofday,
+    libc::SYS_lseek,
+    libc::SYS_madvise,
+    libc::SYS_mremap,
+    libc::SYS_munmap,
+    libc::SYS_nanosleep,
+    libc::SYS_newfstatat,
+    libc::SYS_ppoll,
+    libc::SYS_read,
+    libc::SYS_readv,
+    libc::SYS_restart_syscall,
+    libc::SYS_rseq,
+    libc::SYS_rt_sigaction,
+    libc::SYS_rt_sigprocmask,
+    libc::SYS_rt_sigreturn,
+    libc::SYS_sched_getaffinity,
+    libc::SYS_sched_yield,
+    libc::SYS_set_robust_list,
+    libc::SYS_sigaltstack,
+    libc::SYS_statx,
+    libc::SYS_tgkill,
+    libc::SYS_write,
+    libc::SYS_writev,
+    #[cfg(target_arch = "x86_64")]
+    libc::SYS_lstat,
+    #[cfg(target_arch = "x86_64")]
+    libc::SYS_poll,
+    #[cfg(target_arch = "x86_64")]
+    libc::SYS_stat,
+    #[cfg(target_arch = "x86_64")]
+    libc::SYS_time,
+];
+
+/// Reading, writing and syncing stores.
+const STORES: &[c_long] = &[
+    libc::SYS_fdatasync,
+    libc::SYS_fsync,
+    libc::SYS_pread64,
+    libc::SYS_preadv,
+    libc::SYS_preadv2,
+    libc::SYS_pwrite64,
+    libc::SYS_pwritev,
+    libc::SYS_pwritev2,
+    libc::SYS_sync_file_range,
+];
+
+/// What a frontend gives is mapped, waited for and signalled.
+const FRONTENDS: &[c_long] = &[
+    libc::SYS_accept4,
+    libc::SYS_epoll_create1,
+    libc::SYS_epoll_ctl,
+    libc::SYS_epoll_pwait,
+    libc::SYS_eventfd2,
+    // Of a member, which ends with its fleet.
+    libc::SYS_getppid,
+    // Where a frontend gives no fd.
+    libc::SYS_memfd_create,
+    #[cfg(target_arch = "x86_64")]
+    libc::SYS_epoll_wait,
+];
+
+/// Sockets that are connected, or listen.
+const MESSAGES: &[c_long] = &[
+    libc::SYS_accept4,
+    libc::SYS_getsockopt,
+    libc::SYS_recvfrom,
+    libc::SYS_recvmsg,
+    libc::SYS_sendmsg,
+    libc::SYS_sendto,
+    libc::SYS_setsockopt,
+    libc::SYS_shutdown,
+];
+
+/// What a process takes, and what is cached of its files.
+const FIGURES: &[c_long] =
+    &[CACHESTAT, libc::SYS_getdents64, libc::SYS_pread64, libc::SYS_prlimit64];
+
+/// The same on all architectures; the C library's bindings don't have it yet.
+const CACHESTAT: c_long = 451;
+
+/// To a Unix socket: `socket` itself is among the [conditions](conditional).
+const CONNECTING: &[c_long] = &[libc::SYS_connect];
+
+/// Opening and making files; Landlock says which.
+const FILES: &[c_long] = &[
+    libc::SYS_fgetxattr,
+    libc::SYS_flock,
+    libc::SYS_fremovexattr,
+    libc::SYS_fsetxattr,
+    libc::SYS_fstatfs,
+    libc::SYS_ftruncate,
+];
+
+/// Removing files; Landlock says which.
+const REMOVAL: &[c_long] = &[
+    libc::SYS_unlinkat,
+    #[cfg(target_arch = "x86_64")]
+    libc::SYS_unlink,
+];
+
+/// Opening anything, and finding out where it is. A role that opens nothing is told so and goes on:
+/// a panic's backtrace, or the C library, may try.
+const OPENING: &[c_long] = &[
+    libc::SYS_getcwd,
+    libc::SYS_openat,
+    libc::SYS_readlinkat,
+    #[cfg(target_arch = "x86_64")]
+    libc::SYS_open,
+    #[cfg(target_arch = "x86_64")]
+    libc::SYS_readlink,
+];
+
+/// Confines this thread to what `role` takes.
+pub(super) fn filter(role: Role, violation: Violation) -> anyhow::Result<()> {
+    let refused = match violation {
+        Violation::Log => SeccompAction::Log,
+        Violation::Kill => {
+            trap::install().context("cannot handle SIGSYS")?;
+            // Of several filters the strictest answer counts, and of these each has one.
+            refuse(&[libc::SYS_clone3], libc::ENOSYS)?;
+            if role.reach() != Reach::Files {
+                refuse(OPENING, libc::EACCES)?;
+            }
+            SeccompAction::Trap
+        }
+    };
+    let mut rules = conditional(role)?;
+    let opening = [OPENING, &[libc::SYS_clone3]];
+    rules.extend(role.calls().chain(opening).flatten().map(|call| (*call, Vec::new())));
+    apply(rules, refused, SeccompAction::Allow)
+}
+
+/// Has `calls` fail with `errno`.
+fn refuse(calls: &[c_long], errno: i32) -> anyhow::Result<()> {
+    let rules = calls.iter().map(|call| (*call, Vec::new())).collect();
+    apply(rules, SeccompAction::Allow, SeccompAction::Errno(errno.unsigned_abs()))
+}
+
+type Rules = BTreeMap<i64, Vec<SeccompRule>>;
+
+fn apply(rules: Rules, mismatch: SeccompAction, matched: SeccompAction) -> anyhow::Result<()> {
+    let arch = std::env::consts::ARCH.try_into()?;
+    let program: BpfProgram = SeccompFilter::new(rules, mismatch, matched, arch)?.try_into()?;
+    apply_filter(&program).context("no seccomp on this kernel; --seccomp none does without")
+}
+
+/// The calls that are allowed with some arguments only.
+fn conditional(role: Role) -> anyhow::Result<Rules> {
+    let is = |at, value| one(at, SeccompCmpOp::Eq, value);
+    let lacks = |at, bit: i32| one(at, SeccompCmpOp::MaskedEq(u64::from(bit.unsigned_abs())), 0);
+    let thread = u64::from(libc::CLONE_THREAD.unsigned_abs());
+    let mut rules = Rules::from([
+        // Memory is never run.
+        (libc::SYS_mmap, vec![lacks(2, libc::PROT_EXEC)?]),
+        (libc::SYS_mprotect, vec![lacks(2, libc::PROT_EXEC)?]),
+        // Threads, and no processes. Of `clone3` a filter can't see which, so there is none.
+        (libc::SYS_clone, vec![one(0, SeccompCmpOp::MaskedEq(thread), thread)?]),
+        (libc::SYS_ioctl, vec![is(1, libc::FIONBIO)?]),
+        (
+            libc::SYS_prctl,
+            vec![
+                is(0, u64::from(libc::PR_SET_NAME.unsigned_abs()))?,
+                is(0, u64::from(libc::PR_GET_NAME.unsigned_abs()))?,
+                is(0, u64::from(libc::PR_SET_PDEATHSIG.unsigned_abs()))?,
+            ],
+        ),
+    ]);
+    if role.calls().any(|calls| calls == CONNECTING) {
+        rules.insert(libc::SYS_socket, vec![is(0, u64::from(libc::AF_UNIX.unsigned_abs()))?]);
+    }
+    Ok(rules)
+}
+
+fn one(at: u8, operator: SeccompCmpOp, value: u64) -> anyhow::Result<SeccompRule> {
+    let condition = SeccompCondition::new(at, SeccompCmpArgLen::Dword, operator, value)?;
+    Ok(SeccompRule::new(vec![condition])?)
+}

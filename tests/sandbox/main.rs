@@ -1,0 +1,167 @@
+// SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
+
+//! The sandbox from inside: each role tries what it must not be able to, in a process that has entered
+//! it as the daemon's threads do; and the daemon from outside, as the kernel describes it.
+
+mod attempt;
+mod daemon;
+#[allow(dead_code, reason = "the daemon's own, of which it uses more")]
+#[path = "../../src/sandbox/mod.rs"]
+mod sandbox;
+#[path = "../../src/user.rs"]
+mod user;
+
+use std::fs;
+use std::os::unix::process::ExitStatusExt;
+use std::path::Path;
+use std::process::Command;
+
+use self::attempt::{ATTEMPTS, Outcome};
+use self::sandbox::{Options, Role, Sandbox, Violation};
+
+const ROLES: [Role; 8] = [
+    Role::Device,
+    Role::Worker,
+    Role::Layers,
+    Role::Relay,
+    Role::Operator,
+    Role::Signals,
+    Role::Resync,
+    Role::Fleet,
+];
+
+/// What the child that tries something is told by.
+const TRY: &str = "SANDBOX_TRY";
+
+/// The child's part: enters the sandbox, tries one thing, and ends as that went.
+#[test]
+#[ignore = "run by the other tests"]
+fn child() {
+    let line = std::env::var(TRY).unwrap();
+    let [role, violation, name, dir]: [&str; 4] =
+        line.split(' ').collect::<Vec<_>>().try_into().unwrap();
+    let role = ROLES[role.parse::<usize>().unwrap()];
+    let (_, try_it) = ATTEMPTS.iter().find(|(known, _)| *known == name).unwrap();
+    let violation = match violation {
+        "kill" => Some(Violation::Kill),
+        "log" => Some(Violation::Log),
+        _ => None,
+    };
+    let dir = Path::new(dir);
+    let mut sandbox = Sandbox::new(Options { violation, ..Options::default() });
+    sandbox.allow(&dir.join("files")).unwrap();
+    sandbox.allow_removal(&dir.join("sockets")).unwrap();
+    let prepared = attempt::Prepared::new(dir);
+    sandbox.leave_the_host();
+    sandbox.enter(role);
+    std::process::exit(match try_it(&prepared) {
+        Ok(()) => 0,
+        Err(error) => error.raw_os_error().unwrap(),
+    });
+}
+
+/// How `role` fares with the attempt `name`.
+#[track_caller]
+fn outcome(role: Role, violation: &str, name: &str) -> Outcome {
+    let dir = tempfile::tempdir().unwrap();
+    for made in ["files", "sockets", "outside"] {
+        fs::create_dir(dir.path().join(made)).unwrap();
+        fs::write(dir.path().join(made).join("file"), b"x").unwrap();
+    }
+    let index = ROLES.iter().position(|one| *one == role).unwrap();
+    let output = Command::new(std::env::current_exe().unwrap())
+        .args(["--ignored", "--exact", "child", "--nocapture"])
+        .env(TRY, format!("{index} {violation} {name} {}", dir.path().display()))
+        .env("RUST_BACKTRACE", "1")
+        .output()
+        .unwrap();
+    let said = String::from_utf8_lossy(&output.stderr);
+    match (output.status.code(), output.status.signal()) {
+        (Some(0), _) => Outcome::Done,
+        (Some(errno), _) => Outcome::Refused(errno),
+        (None, Some(libc::SIGSYS)) => {
+            assert!(said.contains("the sandbox ends the process"), "{role:?} {name}: {said}");
+            Outcome::Killed
+        }
+        other => panic!("{role:?} {name}: {other:?}: {said}"),
+    }
+}
+
+#[test]
+fn no_role_can_do_what_only_an_intruder_would() {
+    let names = [
+        "inet-socket",
+        "execute",
+        "fork",
+        "ptrace",
+        "mount",
+        "unshare",
+        "become-root",
+        "run-memory",
+        "make-memory-runnable",
+        "terminal",
+        "signal-another",
+        "io-uring",
+        "chmod",
+        "rename",
+    ];
+    for role in ROLES {
+        for name in names {
+            assert_eq!(outcome(role, "kill", name), Outcome::Killed, "{role:?} {name}");
+        }
+        assert_eq!(
+            outcome(role, "kill", "read-outside"),
+            Outcome::Refused(libc::EACCES),
+            "{role:?} read-outside"
+        );
+    }
+}
+
+#[test]
+fn every_role_can_do_what_any_program_does() {
+    for role in ROLES {
+        for name in ["thread", "allocate", "panic", "log"] {
+            assert_eq!(outcome(role, "kill", name), Outcome::Done, "{role:?} {name}");
+        }
+    }
+}
+
+#[test]
+fn roles_have_what_is_theirs_and_no_more() {
+    use Outcome::{Done, Killed, Refused};
+    const ACCES: Outcome = Refused(libc::EACCES);
+    // In the order of the roles.
+    let table = [
+        ("make-file", [ACCES, ACCES, Done, ACCES, Done, ACCES, ACCES, ACCES]),
+        ("remove-socket", [Done, Killed, Done, Killed, Done, Done, Killed, Killed]),
+        ("remove-outside", [ACCES, Killed, ACCES, Killed, ACCES, ACCES, Killed, Killed]),
+        ("unix-socket", [Killed, Killed, Killed, Killed, Killed, Done, Killed, Done]),
+        ("sync", [Done, Done, Done, Killed, Done, Done, Done, Killed]),
+        ("listen", [Killed; 8]),
+    ];
+    for (name, expected) in table {
+        for (role, expected) in ROLES.into_iter().zip(expected) {
+            assert_eq!(outcome(role, "kill", name), expected, "{role:?} {name}");
+        }
+    }
+}
+
+/// What one part lets pass the others still stop.
+#[test]
+fn files_and_rights_are_gone_without_a_filter_too() {
+    for role in [Role::Device, Role::Operator] {
+        for name in ["read-outside", "remove-outside", "tcp-connect"] {
+            let refused = Outcome::Refused(libc::EACCES);
+            assert_eq!(outcome(role, "none", name), refused, "{role:?} {name}");
+        }
+        let refused = Outcome::Refused(libc::EPERM);
+        assert_eq!(outcome(role, "none", "mount"), refused, "{role:?}");
+        assert_eq!(outcome(role, "none", "unshare"), refused, "{role:?}");
+    }
+}
+
+#[test]
+fn violation_that_is_but_logged_passes() {
+    assert_eq!(outcome(Role::Relay, "log", "sync"), Outcome::Done);
+    assert_eq!(outcome(Role::Relay, "log", "unix-socket"), Outcome::Done);
+}
