@@ -11,9 +11,9 @@ use guest_harness::Daemon;
 use rustix::process::geteuid;
 use tempfile::TempDir;
 
-const DAEMON: &str = env!("CARGO_BIN_EXE_vhost-pmemd");
+pub(crate) const DAEMON: &str = env!("CARGO_BIN_EXE_vhost-pmemd");
 /// Somebody who isn't root, and needs no account.
-const SOMEBODY: u32 = 65534;
+pub(crate) const SOMEBODY: u32 = 65534;
 
 /// A daemon that serves a file through a window of `kind`, with all threads that there are; none
 /// where there is no FUSE.
@@ -30,7 +30,7 @@ fn serve(dir: &TempDir, kind: &str, more: &[&str]) -> Option<Daemon> {
 }
 
 /// A field of each thread's status.
-fn of_each_thread(pid: u32, field: &str) -> Vec<String> {
+pub(crate) fn of_each_thread(pid: u32, field: &str) -> Vec<String> {
     let tasks = fs::read_dir(format!("/proc/{pid}/task")).unwrap().flatten();
     let status = tasks.flat_map(|task| fs::read_to_string(task.path().join("status")));
     let value = |status: String| {
@@ -41,7 +41,7 @@ fn of_each_thread(pid: u32, field: &str) -> Vec<String> {
 }
 
 #[track_caller]
-fn check(pid: u32, threads: usize, expected: &[(&str, &str)]) {
+pub(crate) fn check(pid: u32, threads: usize, expected: &[(&str, &str)]) {
     for (field, expected) in expected {
         let values = of_each_thread(pid, field);
         assert!(values.len() >= threads, "{field}: {values:?}");
@@ -132,5 +132,5 @@ fn snapshots_are_made_in_a_directory_that_is_allowed() {
     let control = dir.path().join("control");
     let mut command = Command::new(DAEMON);
     let command = command.arg("snapshot").arg(elsewhere.path().join("cow"));
-    assert!(command.arg("--control").arg(control).status().unwrap().success());
+    assert!(command.arg("--control").arg(control).output().unwrap().status.success());
 }

@@ -5,6 +5,7 @@
 
 mod attempt;
 mod daemon;
+mod processes;
 #[allow(dead_code, reason = "the daemon's own, of which it uses more")]
 #[path = "../../src/sandbox/mod.rs"]
 mod sandbox;
