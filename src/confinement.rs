@@ -6,6 +6,7 @@ use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
+use anyhow::bail;
 use clap::ValueEnum;
 use pfn_blk::{Pagemap, Region};
 use vhost_pmem::Window;
@@ -14,6 +15,14 @@ use crate::address::Address;
 use crate::cli::{Cli, SandboxArg, SandboxArgs, SeccompArg};
 use crate::sandbox::{Options, Sandbox, Violation};
 use crate::user::User;
+
+/// Checks that it can be had, before anything is made.
+pub(crate) fn check(args: &SandboxArgs) -> anyhow::Result<()> {
+    if args.user.is_some() && !rustix::process::geteuid().is_root() {
+        bail!("--user takes root");
+    }
+    Ok(())
+}
 
 /// What was asked for.
 pub(crate) fn options(args: &SandboxArgs) -> Options {

@@ -104,9 +104,7 @@ fn serve(cli: &Cli) -> anyhow::Result<()> {
         fleet::end_with_parent()?;
     }
     vhost_pmem::check_host()?;
-    if cli.sandbox.user.is_some() && !rustix::process::geteuid().is_root() {
-        bail!("--user takes root");
-    }
+    confinement::check(&cli.sandbox)?;
     // What is published is seen in the namespace that we were started in only.
     if backing::may_be_served(&cli.backing) && cli.backing.publish.is_none() {
         // Before there is any other thread.

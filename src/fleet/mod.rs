@@ -50,6 +50,7 @@ enum Event {
 /// The process keeps its rights, for its members to begin with, and give up themselves; but not
 /// its threads that do what others ask for.
 pub(crate) fn run(config: &Path, cli: &Cli, log: Log) -> anyhow::Result<()> {
+    confinement::check(&cli.sandbox)?;
     let Config { metrics, devices } = config::read(config)?;
     let (send, events) = channel();
     // Before any child there is.

@@ -113,7 +113,6 @@ const ALWAYS: &[c_long] = &[
     libc::SYS_set_robust_list,
     libc::SYS_sigaltstack,
     libc::SYS_statx,
-    libc::SYS_tgkill,
     libc::SYS_write,
     libc::SYS_writev,
     #[cfg(target_arch = "x86_64")]
@@ -250,6 +249,8 @@ fn conditional(role: Role) -> anyhow::Result<Rules> {
         (libc::SYS_mprotect, vec![lacks(2, libc::PROT_EXEC)?]),
         // Threads, and no processes. Of `clone3` a filter can't see which, so there is none.
         (libc::SYS_clone, vec![one(0, SeccompCmpOp::MaskedEq(thread), thread)?]),
+        // To this process alone: what a panic or a handler does.
+        (libc::SYS_tgkill, vec![is(0, u64::from(std::process::id()))?]),
         (libc::SYS_ioctl, vec![is(1, libc::FIONBIO)?]),
         (
             libc::SYS_prctl,

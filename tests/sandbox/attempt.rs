@@ -92,6 +92,11 @@ pub(crate) const ATTEMPTS: &[(&str, Attempt)] = &[
         // SAFETY: it asks who that is, and whether it is there.
         checked(unsafe { libc::kill(libc::getppid(), 0) }.into())
     }),
+    ("signal-another-thread", |_| {
+        // SAFETY: it asks who that is.
+        let parent = libc::c_long::from(unsafe { libc::getppid() });
+        checked(call(libc::SYS_tgkill, [parent, parent, 0]))
+    }),
     ("io-uring", |_| checked(call(libc::SYS_io_uring_setup, [1, 0, 0]))),
     ("thread", |_| std::thread::scope(|scope| scope.spawn(|| Ok(())).join().unwrap())),
     ("allocate", |_| {

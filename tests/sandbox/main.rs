@@ -102,6 +102,7 @@ fn no_role_can_do_what_only_an_intruder_would() {
         "make-memory-runnable",
         "terminal",
         "signal-another",
+        "signal-another-thread",
         "io-uring",
         "chmod",
         "rename",
