@@ -164,13 +164,9 @@ pub(crate) fn open_table(path: &Path) -> anyhow::Result<OpenedTable> {
     open().with_context(|| format!("table {}", path.display()))
 }
 
-/// The device that shows `region` as the user wants it.
-pub(crate) fn device(
-    region: Region,
-    args: &BackingArgs,
-    has_socket: bool,
-) -> anyhow::Result<Device> {
-    let device = match (&args.publish, args.window) {
+/// Checks that what is asked for fits together, before anything is made.
+pub(crate) fn check(args: &BackingArgs, has_socket: bool) -> anyhow::Result<()> {
+    match (&args.publish, args.window) {
         (_, WindowArg::Gpa(_)) if !has_socket => bail!(
             "--window gpa=ADDR takes a socket, over which the guest's flushes come: give --socket-path"
         ),
@@ -179,6 +175,13 @@ pub(crate) fn device(
                 "--publish shows a served window, and never a direct one: give --window served, or none"
             )
         }
+        _ => Ok(()),
+    }
+}
+
+/// The device that shows `region` as the user wants it.
+pub(crate) fn device(region: Region, args: &BackingArgs) -> anyhow::Result<Device> {
+    let device = match (&args.publish, args.window) {
         (Some(path), WindowArg::Gpa(start)) => Device::try_new_published(region, path, Some(start)),
         (Some(path), _) => Device::try_new_published(region, path, None),
         (None, choice) => Device::try_new(region, choice.into()),

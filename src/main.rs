@@ -105,6 +105,8 @@ fn serve(cli: &Cli) -> anyhow::Result<()> {
     }
     vhost_pmem::check_host()?;
     confinement::check(&cli.sandbox)?;
+    let has_socket = cli.endpoint.socket_path.is_some() || cli.endpoint.fd.is_some();
+    backing::check(&cli.backing, has_socket)?;
     // What is published is seen in the namespace that we were started in only.
     if backing::may_be_served(&cli.backing) && cli.backing.publish.is_none() {
         // Before there is any other thread.
@@ -127,7 +129,7 @@ fn serve(cli: &Cli) -> anyhow::Result<()> {
             _ => Role::Worker,
         });
     });
-    let device = backing::device(region, &cli.backing, endpoint.is_some())?;
+    let device = backing::device(region, &cli.backing)?;
     let device = device.with_polling(Duration::from_micros(cli.poll_us.into()));
     let device = Arc::new(match cli.max_syncs {
         Some(per_second) => device.with_limit(per_second),

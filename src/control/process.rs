@@ -37,6 +37,8 @@ pub(crate) struct OwnProcess {
     fds: Mutex<Dir>,
     /// In seconds of Unix time.
     booted: u64,
+    ticks_per_second: u64,
+    page_size: u64,
 }
 
 impl OwnProcess {
@@ -49,6 +51,9 @@ impl OwnProcess {
             stat: File::open("/proc/self/stat")?,
             fds: Mutex::new(Dir::new(fds)?),
             booted: booted.ok_or(io::ErrorKind::InvalidData)?,
+            // Asked for the first time, the kernel is.
+            ticks_per_second: rustix::param::clock_ticks_per_second(),
+            page_size: rustix::param::page_size() as u64,
         })
     }
 
@@ -57,17 +62,16 @@ impl OwnProcess {
         let mut text = [0; 1024];
         let len = self.stat.read_at(&mut text, 0).ok()?;
         let text = std::str::from_utf8(text.get(..len)?).ok()?;
-        let ticks = rustix::param::clock_ticks_per_second();
         // The name before has a bracket at its end, and may have anything else in it.
         let fields: Vec<_> = text.rsplit_once(')')?.1.split_whitespace().collect();
         // By their numbers in proc_pid_stat(5).
         let field = |number: usize| fields.get(number - 3)?.parse::<u64>().ok();
-        let ms = |ticked: u64| ticked * 1000 / ticks;
+        let ms = |ticked: u64| ticked * 1000 / self.ticks_per_second;
         Some(Process {
             pid: std::process::id(),
             started_ms: self.booted * 1000 + ms(field(22)?),
             cpu_ms: ms(field(14)? + field(15)?),
-            resident: field(24)? * rustix::param::page_size() as u64,
+            resident: field(24)? * self.page_size,
             virtual_memory: field(23)?,
             threads: field(20)?,
             fds: self.count_fds()?,

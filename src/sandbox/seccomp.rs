@@ -145,6 +145,8 @@ const FRONTENDS: &[c_long] = &[
     libc::SYS_epoll_ctl,
     libc::SYS_epoll_pwait,
     libc::SYS_eventfd2,
+    // Whether guest memory is of huge pages.
+    libc::SYS_fstatfs,
     // Of a member, which ends with its fleet.
     libc::SYS_getppid,
     // Where a frontend gives no fd.

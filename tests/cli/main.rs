@@ -2,6 +2,7 @@
 
 //! The daemon's command line: what it answers to bad input, and how it starts and ends.
 
+mod arguments;
 mod control;
 mod load;
 mod log;
@@ -483,28 +484,6 @@ fn check_of_what_cannot_be_served_says_why_and_fails() {
     assert_eq!(output.status.code(), Some(1));
     let stderr = String::from_utf8(output.stderr).unwrap();
     assert!(stderr.contains("/c: no such file; create it"), "{stderr}");
-}
-
-#[test]
-fn arguments_that_make_no_sense_are_refused_by_name() {
-    let place = Place::new();
-    for (args, word) in [
-        ("--socket-path @/socket", "--file"),
-        ("--file @/file", "--socket-path"),
-        ("--socket-path @/socket --fd 3 --file @/file", "cannot be used with"),
-        ("--socket-path @/socket --file @/file --table @/table", "cannot be used with"),
-        ("--socket-path @/socket --table @/table --size 1M", "cannot be used with"),
-        ("--socket-path @/socket --file @/file --size 1.5G", "such as 256M, 4G or 1T"),
-        ("--socket-path @/socket --file @/file --overlay @/cow --size 1M", "cannot be used with"),
-        ("--socket-path @/socket --file @/file --overlay @/cow --read-only", "cannot be used with"),
-        ("--socket-path @/socket --table @/table --overlay @/cow", "cannot be used with"),
-        ("--publish @/window --file @/file --window direct", "cannot be used with"),
-    ] {
-        let output = place.run(args);
-        let stderr = String::from_utf8(output.stderr).unwrap();
-        assert!(stderr.contains(word), "{args}: {stderr}");
-        assert_eq!(output.status.code(), Some(2), "{args}");
-    }
 }
 
 #[test]
