@@ -193,3 +193,14 @@ fn guest_that_floods_fills_no_log() {
     daemon.wait_for_log("frontend left").unwrap();
     assert!(daemon.log().lines().count() < 40, "{}", daemon.log());
 }
+
+#[test]
+fn map_that_takes_long_is_told_of() {
+    let dir = tempfile::tempdir().unwrap();
+    let (daemon, _) = serve(&dir, "1M");
+    let mut vmm = Vmm::connect(daemon.socket(), Abilities::default());
+    *vmm.mapper.delay.lock().unwrap() = Duration::from_millis(150);
+    vmm.activate();
+    assert_eq!(vmm.driver.flush(), 0);
+    daemon.wait_for_log("it took long to map the guest's pages").unwrap();
+}

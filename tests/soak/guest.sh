@@ -10,9 +10,19 @@ say() {
     stty -F /dev/ttyS0 -onlcr
 }
 
+# The first mount may come before QEMU has mapped the pages, where the host is busy: docs/design/0001.
+mount_soon() {
+    for attempt in 1 2 3 4 5 6 7 8 9; do
+        mount_dax /dev/pmem0 2>/dev/null && return
+        say "finds no filesystem yet, $attempt"
+        sleep 1
+    done
+    mount_dax /dev/pmem0
+}
+
 # Finds a clean filesystem, once its log is replayed, and says what is in it.
 open_device() {
-    mount_dax /dev/pmem0
+    mount_soon
     umount /mnt
     fsck /dev/pmem0
     mount_dax /dev/pmem0

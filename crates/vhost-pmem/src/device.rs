@@ -23,6 +23,9 @@ use crate::spec::{Config, RequestType, Status};
 use crate::throttle::Throttle;
 use crate::window::{self, InvalidWindow, Window, WindowChoice};
 
+/// How long a guest takes, at least, to look at its pages: nothing makes it wait for them.
+const MAPPED_SOON: Duration = Duration::from_millis(100);
+
 /// A persistent memory device. Outlives frontends, which come and go.
 pub struct Device {
     /// Ended before the region, which waits for it.
@@ -279,6 +282,13 @@ impl Device {
                 Window::Served { .. } => 1,
             };
             info!(mappings, ?took, suppressed, "guest activated the device; its pages are mapped");
+            if took > MAPPED_SOON {
+                warn!(
+                    ?took,
+                    "it took long to map the guest's pages: what it read before were no pages of \
+                     ours, and what it wrote is lost; the host may have too much to do"
+                );
+            }
         }
     }
 
