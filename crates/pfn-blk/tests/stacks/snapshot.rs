@@ -125,6 +125,26 @@ fn changes_are_kept_and_the_origin_is_not_touched() {
 }
 
 #[test]
+fn write_of_what_is_there_takes_no_chunk() {
+    let files = Files::new(1);
+    let (snapshot, region) = files.open();
+    let all: Vec<_> = (0..u8::try_from(PAGES).unwrap()).collect();
+    // Whole chunks, and a half of one.
+    write(&region, 0, &all).unwrap();
+    write(&region, 5, &[5]).unwrap();
+    assert_eq!(snapshot.usage().used, 0);
+    // One page of it is another, in the second of two chunks.
+    write(&region, 2, &[2, 3, 4, 0xa5]).unwrap();
+    assert_eq!(snapshot.usage().used, 1);
+    // That one is written from now on, also with what the origin has; and a full store takes what
+    // takes no room.
+    write(&region, 4, &[4, 5]).unwrap();
+    write(&region, 8, &[8]).unwrap();
+    assert_eq!(read(&region), original());
+    assert!(matches!(write(&region, 8, &[0xa8]), Err(BioError::Full { chunks: 1 })));
+}
+
+#[test]
 fn full_store_fails_writes_and_keeps_what_it_has() {
     let files = Files::new(2);
     let (snapshot, region) = files.open();

@@ -302,7 +302,10 @@ impl Snapshot {
     }
 
     /// Writes the front of `vec`, which was in the origin, to new chunks. Returns what is left.
-    fn write_new<'a>(&self, vec: BioVec<'a>) -> Result<Option<BioVec<'a>>, BioError> {
+    ///
+    /// What the origin has just so stays there: KVM has the kernel write back pages that a guest has
+    /// only read, and reading must not fill a COW store.
+    fn write_new<'a>(&self, mut vec: BioVec<'a>) -> Result<Option<BioVec<'a>>, BioError> {
         let _taking = lock(&self.taking);
         let pages = vec.pages();
         let (place, len, next) = self.with_map(|map| {
@@ -313,10 +316,15 @@ impl Snapshot {
             // Another writer was first.
             return Ok(Some(vec));
         }
+        let first = self.layout.chunk_of(pages.start());
+        let chunk = self.layout.chunk_pages(first);
+        let part = chunk.intersection(pages).expect("it starts there").nr_pages();
+        if self.is_in_origin(vec.reborrow().split(part).0) {
+            return Ok(vec.split(part).1);
+        }
         if next == self.layout.capacity {
             return Err(BioError::Full { chunks: next });
         }
-        let first = self.layout.chunk_of(pages.start());
         let whole = self.whole_chunks(range(pages.start().get(), len.get()), next);
         let start = self.layout.data_page(next);
         let (count, rest) = match whole {
@@ -327,9 +335,7 @@ impl Snapshot {
                 (count, rest)
             }
             None => {
-                let chunk = self.layout.chunk_pages(first);
-                let part = chunk.intersection(pages).expect("it starts there");
-                let (front, rest) = vec.split(part.nr_pages());
+                let (front, rest) = vec.split(part);
                 let copy = self.copied(chunk, front)?;
                 metadata::write(&*self.cow, start, &copy)?;
                 (1, rest)
@@ -338,6 +344,15 @@ impl Snapshot {
         let mut map = self.map.write().unwrap_or_else(PoisonError::into_inner);
         (first..first + count).for_each(|chunk| map.push(chunk));
         Ok(rest)
+    }
+
+    /// Whether the origin has what `vec` writes. One that can't be read hasn't.
+    fn is_in_origin(&self, vec: BioVec<'_>) -> bool {
+        let pages = vec.pages();
+        let Buffer::Write(data) = vec.into_buffer() else { return false };
+        let mut held = metadata::buffer(pages.nr_pages());
+        let read = BioVec::try_new(pages, Buffer::Read(&mut held));
+        read.and_then(|read| self.origin.submit(read)).is_ok() && held == data
     }
 
     /// How many chunks `pages` start with as a whole, that can be taken one behind another from
