@@ -168,7 +168,7 @@ impl Subject {
             return Ok(());
         }
         if daemon.log().contains("mirror: copying") {
-            daemon.wait_for_log("mirror: all legs are the same").unwrap();
+            daemon.wait_until_logged("mirror: all legs are the same").unwrap();
         }
         let (status, log) = daemon.terminate().unwrap();
         assert!(status.success(), "{log}");

@@ -43,7 +43,7 @@ fn mirror_killed_under_load_keeps_what_was_synced_on_both_legs(filesystem: Files
     let daemon = kill_rounds(&lab, filesystem, || serve_table(&dir, &table));
     // A guest has come and gone since it began, if there was anything to begin.
     if daemon.log().contains("mirror: copying") {
-        daemon.wait_for_log("mirror: all legs are the same").unwrap();
+        daemon.wait_until_logged("mirror: all legs are the same").unwrap();
     }
     let (status, log) = daemon.terminate().unwrap();
     assert!(status.success(), "{log}");

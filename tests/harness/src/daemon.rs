@@ -106,6 +106,19 @@ impl Daemon {
         }
     }
 
+    /// Waits for it to have logged a line that contains `text`, at any time.
+    ///
+    /// # Errors
+    ///
+    /// When it ends without.
+    pub fn wait_until_logged(&self, text: &str) -> Result<()> {
+        match self.log().contains(text) {
+            true => Ok(()),
+            // It may have come meanwhile: that is behind the last one waited for, too.
+            false => self.wait_for_log(text).map(drop),
+        }
+    }
+
     /// Its process id.
     #[must_use]
     pub fn pid(&self) -> u32 {
