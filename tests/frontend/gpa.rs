@@ -10,7 +10,6 @@ use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 
 use guest_harness::Daemon;
-use rustix::fs::MemfdFlags;
 use tempfile::TempDir;
 use vhost::vhost_user::message::{
     VhostUserConfigFlags, VhostUserHeaderFlag, VhostUserProtocolFeatures as Protocol,
@@ -19,9 +18,9 @@ use vhost::vhost_user::message::{
 use vhost::vhost_user::{Frontend, VhostUserFrontend};
 use vhost::{VhostBackend, VhostUserMemoryRegionInfo, VringConfigData};
 use virtio_bindings::bindings::virtio_config::VIRTIO_F_VERSION_1;
-use vm_memory::{FileOffset, GuestAddress, GuestMemoryMmap, GuestRegionMmap, MmapRegion};
 
 use crate::driver::{AVAIL, DESC, Driver, QUEUE_SIZE, RAM, RAM_SIZE, USED};
+use crate::vmm::ram;
 
 const DAEMON: &str = env!("CARGO_BIN_EXE_vhost-pmemd");
 const START: u64 = 0x2000_0000;
@@ -101,12 +100,7 @@ impl Vmm {
             frontend.get_config(0, 16, VhostUserConfigFlags::WRITABLE, &buffer).unwrap();
         frontend.set_features(acked).unwrap();
 
-        let ram = File::from(rustix::fs::memfd_create("ram", MemfdFlags::CLOEXEC).unwrap());
-        ram.set_len(RAM_SIZE).unwrap();
-        let at = FileOffset::new(ram.try_clone().unwrap(), 0);
-        let region = MmapRegion::from_file(at, usize::try_from(RAM_SIZE).unwrap()).unwrap();
-        let region = GuestRegionMmap::new(region, GuestAddress(RAM)).unwrap();
-        let memory = GuestMemoryMmap::from_regions(vec![region]).unwrap();
+        let (ram, memory) = ram();
         Self { frontend, driver: Driver::new(memory, false), ram, config }
     }
 

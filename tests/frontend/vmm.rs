@@ -148,6 +148,16 @@ impl Mapper {
     }
 }
 
+/// A guest's RAM, and the file that it is.
+pub(crate) fn ram() -> (File, GuestMemoryMmap) {
+    let file = File::from(rustix::fs::memfd_create("ram", MemfdFlags::CLOEXEC).unwrap());
+    file.set_len(RAM_SIZE).unwrap();
+    let at = FileOffset::new(file.try_clone().unwrap(), 0);
+    let region = MmapRegion::from_file(at, usize::try_from(RAM_SIZE).unwrap()).unwrap();
+    let region = GuestRegionMmap::new(region, GuestAddress(RAM)).unwrap();
+    (file, GuestMemoryMmap::from_regions(vec![region]).unwrap())
+}
+
 #[allow(unsafe_code, reason = "the library lends its fd as a number")]
 pub(crate) fn duplicate(fd: &dyn AsRawFd) -> OwnedFd {
     // SAFETY: the fd must stay open while it is borrowed; the library owns it during the call.
@@ -228,12 +238,7 @@ impl Vmm {
         frontend.set_backend_request_fd(&handler.get_tx_raw_fd()).unwrap();
         let features = frontend.get_features().unwrap();
 
-        let ram = File::from(rustix::fs::memfd_create("ram", MemfdFlags::CLOEXEC).unwrap());
-        ram.set_len(RAM_SIZE).unwrap();
-        let at = FileOffset::new(ram.try_clone().unwrap(), 0);
-        let region = MmapRegion::from_file(at, usize::try_from(RAM_SIZE).unwrap()).unwrap();
-        let region = GuestRegionMmap::new(region, GuestAddress(RAM)).unwrap();
-        let memory = GuestMemoryMmap::from_regions(vec![region]).unwrap();
+        let (ram, memory) = ram();
         *mapper.ram.lock().unwrap() = Some(ram);
         *mapper.frontend.lock().unwrap() = Some(frontend.clone());
         let driver = Driver::new(memory.clone(), abilities.event_idx);
