@@ -190,9 +190,10 @@ impl Operator {
         };
         Status {
             size: self.size.bytes(),
-            window: match self.device.window() {
-                Window::Direct { .. } => "direct".to_owned(),
-                Window::Served { .. } => "served".to_owned(),
+            window: match (self.device.gpa(), self.device.window()) {
+                (Some(start), _) => format!("gpa={start:#x}"),
+                (None, Window::Direct { .. }) => "direct".to_owned(),
+                (None, Window::Served { .. }) => "served".to_owned(),
             },
             frontend: self.device.is_connected(),
             mapped: counts.mapped_pages * PAGE_SIZE,

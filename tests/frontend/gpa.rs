@@ -8,6 +8,7 @@ use std::fs::File;
 use std::os::fd::AsRawFd;
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
+use std::process::Command;
 
 use guest_harness::Daemon;
 use tempfile::TempDir;
@@ -39,12 +40,16 @@ struct Served {
 
 impl Served {
     fn start() -> Self {
+        Self::with(&[])
+    }
+
+    fn with(more: &[&str]) -> Self {
         let dir = tempfile::tempdir().unwrap();
-        let file = dir.path().join("pmem.img");
-        let args = ["--window", "gpa=0x20000000", "--size", "4M", "--file"].map(Into::into);
-        let daemon =
-            Daemon::start(DAEMON, args.into_iter().chain([file.into_os_string()])).unwrap();
-        Self { dir, daemon }
+        let [file, control] = ["pmem.img", "control"].map(|name| dir.path().join(name));
+        let args = ["--window", "gpa=0x20000000", "--size", "4M"].iter().chain(more);
+        let args = args.map(Into::into);
+        let paths = ["--file".into(), file.into(), "--control".into(), control.into_os_string()];
+        Self { daemon: Daemon::start(DAEMON, args.chain(paths)).unwrap(), dir }
     }
 
     fn path(&self, name: &str) -> PathBuf {
@@ -168,6 +173,31 @@ fn window_that_the_vmm_maps_is_flushed() {
     assert_eq!(Vmm::start(&served.daemon, &halves).driver.flush(), 0);
 }
 
+#[test]
+fn status_says_where_the_window_is() {
+    let served = Served::start();
+    let mut status = Command::new(DAEMON);
+    status.args(["status", "--control"]).arg(served.path("control"));
+    let status = String::from_utf8(status.output().unwrap().stdout).unwrap();
+    assert!(status.contains(", gpa=0x20000000, frontend: none"), "{status}");
+}
+
+#[test]
+fn window_that_goes_while_a_flush_waits_for_its_turn_fails_it() {
+    let served = Served::with(&["--max-syncs", "1"]);
+    let file = served.file();
+    let mut vmm = Vmm::start(&served.daemon, &[window(&file)]);
+    assert_eq!(vmm.driver.flush(), 0);
+    vmm.driver.add_flush(0);
+    vmm.driver.publish();
+    vmm.share(&[]);
+    while vmm.driver.answers() == 0 {
+        std::thread::yield_now();
+    }
+    vmm.driver.answer();
+    assert_eq!(vmm.driver.status(0), -1);
+}
+
 /// Memory that a VMM gave, and what is said of it.
 fn refused(memory: impl FnOnce(&Served) -> Vec<(File, u64, u64, u64)>, expected: &str) {
     let served = Served::start();
@@ -221,7 +251,7 @@ fn memory_of_another_file_is_refused() {
         other.set_len(SIZE).unwrap();
         vec![(other, START, SIZE, 0)]
     };
-    refused(other, "the guest's memory at 0x20000000 is inode ");
+    refused(other, "pmem.img, which is inode ");
 }
 
 #[test]

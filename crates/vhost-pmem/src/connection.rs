@@ -134,12 +134,8 @@ impl Connection {
 
     /// Has the pages mapped in `activation`. Whether they are.
     fn map(&self, activation: u64) -> bool {
-        if let Some((start, placement)) = &self.placement {
-            let (is_there, news) = placement.look();
-            news.into_iter().for_each(|news| self.device.log_placement(*start, news));
-            let pages = if is_there { self.device.region().nr_pages().get() } else { 0 };
-            self.device.counters().set_mapped(pages);
-            return is_there;
+        if self.placement.is_some() {
+            return true;
         }
         let mapper = self.negotiation().mapper();
         let frontend = match mapper {
@@ -175,6 +171,14 @@ impl Connection {
                 false
             }
         }
+    }
+
+    /// Whether the VMM has the window where it is to be, if it maps it by itself.
+    fn is_placed(&self) -> bool {
+        let Some((start, placement)) = &self.placement else { return true };
+        let (is_there, news) = placement.look();
+        news.into_iter().for_each(|news| self.device.log_placement(*start, news));
+        is_there
     }
 
     /// The frontend has taken memory away that it had given us.
@@ -231,7 +235,8 @@ impl Connection {
                 limit.take();
             }
             self.polling.came();
-            let statuses = self.device.statuses(&batch, mapped);
+            // What a VMM maps by itself it may have taken away while we slept.
+            let statuses = self.device.statuses(&batch, mapped && self.is_placed());
             let answers = batch.into_iter().zip(statuses);
             // Whoever else is in the queue is still to be served, and the driver to be told to
             // kick again.
