@@ -73,11 +73,6 @@ pub(crate) enum Misplaced {
     )]
     Missing { at: u64, store: String },
     #[error(
-        "the guest's memory at {at:#x} is no file; it is to be {store}: have the VMM map this file \
-         there, shared"
-    )]
-    NoFile { at: u64, store: String },
-    #[error(
         "the guest's memory at {at:#x} is {found}, and not {store}, which is {expected}; have the \
          VMM map this file there, or say with --window gpa=ADDR where it maps it"
     )]
@@ -105,11 +100,11 @@ fn find(region: &Region, start: u64, memory: &GuestMemoryMmap) -> Result<(), Mis
         let (file_start, end) = (pages.start().bytes(), first + pages.nr_pages().bytes());
         let mut at = first;
         while at < end {
-            let Some(found) = memory.find_region(GuestAddress(at)) else {
+            let found = memory.find_region(GuestAddress(at));
+            // Over vhost-user each has a file.
+            let Some((found, file)) = found.and_then(|found| Some((found, found.file_offset()?)))
+            else {
                 return Err(Misplaced::Missing { at, store: name() });
-            };
-            let Some(file) = found.file_offset() else {
-                return Err(Misplaced::NoFile { at, store: name() });
             };
             let identity = Identity::of(file.file())?;
             if identity != expected {
