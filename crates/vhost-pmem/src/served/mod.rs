@@ -288,7 +288,13 @@ mod tests {
         let store = FileStore::open(&path, access).unwrap();
         let inner = Region::try_new(PfnSpace::new().add(Box::new(store)).unwrap()).unwrap();
         match region(inner, nr_pages(8), None) {
-            Ok((region, _)) => Some((region, dir)),
+            Ok((region, _)) => {
+                // Into the page cache, by a system call: who waits for a page of a mapping has the
+                // process' memory locked, which its workers may have to change to serve the page.
+                let store = region.direct_access(range(0, 8)).unwrap().pagemap().store();
+                store.read(Pgoff::try_new(0).unwrap(), &mut [0; 8 * 4096]).unwrap();
+                Some((region, dir))
+            }
             Err(error) => {
                 eprintln!("skipped: {error}");
                 None
