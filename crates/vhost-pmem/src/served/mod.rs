@@ -268,7 +268,7 @@ impl std::fmt::Debug for ServedStore {
 
 #[cfg(test)]
 mod tests {
-    use pfn_blk::{Access, FileStore, PgoffRange};
+    use pfn_blk::{Access, FileStore, Kmap, PgoffRange};
 
     use super::*;
 
@@ -291,6 +291,7 @@ mod tests {
             Ok((region, _)) => {
                 // Into the page cache, by a system call: who waits for a page of a mapping has the
                 // process' memory locked, which its workers may have to change to serve the page.
+                // So does who unmaps a dirty one, which the tests do behind a persist.
                 let store = region.direct_access(range(0, 8)).unwrap().pagemap().store();
                 store.read(Pgoff::try_new(0).unwrap(), &mut [0; 8 * 4096]).unwrap();
                 Some((region, dir))
@@ -334,18 +335,18 @@ mod tests {
     }
 
     /// Makes `page` dirty, as KVM does where a guest only reads it.
-    fn fetched_to_write(region: &Region, page: PgoffRange) {
-        let mapped = region.kmap(page).unwrap();
+    fn fetched_to_write(mapped: &Kmap, page: u64) {
         let mut bytes = [0; 4096];
-        mapped.read(0, &mut bytes).unwrap();
-        mapped.write(0, &bytes).unwrap();
+        mapped.read(page * 4096, &mut bytes).unwrap();
+        mapped.write(page * 4096, &bytes).unwrap();
     }
 
     #[test]
     fn served_page_that_comes_back_unchanged_needs_no_write() {
         let Some((region, dir)) = served(Access::ReadOnly) else { return };
+        let mapped = region.kmap(range(0, 8)).unwrap();
         // The last one is behind the end.
-        [1, 5, 6].into_iter().for_each(|page| fetched_to_write(&region, range(page, 1)));
+        [1, 5, 6].into_iter().for_each(|page| fetched_to_write(&mapped, page));
         region.persist(range(0, 8)).unwrap();
         assert_eq!(std::fs::read(dir.path().join("file")).unwrap(), [7; 6 * 4096]);
     }
@@ -354,7 +355,8 @@ mod tests {
     fn served_page_that_must_not_be_written_fails_the_persist() {
         let Some((region, dir)) = served(Access::ReadOnly) else { return };
         region.persist(range(0, 8)).unwrap();
-        region.kmap(range(1, 1)).unwrap().write(0, &[9]).unwrap();
+        let mapped = region.kmap(range(1, 1)).unwrap();
+        mapped.write(0, &[9]).unwrap();
         region.persist(range(0, 8)).unwrap_err();
         // For ever: the kernel has forgotten the page.
         region.persist(range(0, 8)).unwrap_err();
@@ -364,7 +366,8 @@ mod tests {
     #[test]
     fn served_page_behind_the_end_fails_the_persist() {
         let Some((region, _dir)) = served(Access::ReadWrite) else { return };
-        region.kmap(range(7, 1)).unwrap().write(0, &[9]).unwrap();
+        let mapped = region.kmap(range(7, 1)).unwrap();
+        mapped.write(0, &[9]).unwrap();
         region.persist(range(0, 8)).unwrap_err();
     }
 }
