@@ -5,9 +5,9 @@
 use std::io::{self, IsTerminal, Read, Stdin};
 use std::os::unix::fs::FileTypeExt;
 use std::os::unix::net::UnixStream;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::thread;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail, ensure};
 use guest_harness::{Lab, VmBuilder};
@@ -15,6 +15,9 @@ use rustix::termios::{OptionalActions, Termios, tcgetattr, tcsetattr};
 
 /// Whoever sits before it may think.
 const LIMIT: Duration = Duration::from_secs(24 * 3600);
+
+/// How long a daemon may take to begin.
+const PATIENCE: Duration = Duration::from_secs(5);
 
 #[derive(clap::Args)]
 pub(crate) struct Options {
@@ -25,19 +28,27 @@ pub(crate) struct Options {
 
 /// Gives whoever sits before a terminal a shell in the guest; runs what comes from elsewhere in it.
 pub(crate) fn run(options: &Options) -> Result<()> {
-    for socket in &options.sockets {
-        let is_socket = socket.metadata().is_ok_and(|meta| meta.file_type().is_socket());
-        ensure!(
-            is_socket,
-            "no daemon listens on {0}; start vhost-pmemd --socket-path {0} first",
-            socket.display()
-        );
-    }
+    options.sockets.iter().try_for_each(|socket| await_daemon(socket))?;
     let lab = Lab::open()?;
     let vm = lab.vm().module("xfs").time_limit(LIMIT);
     let vm = options.sockets.iter().fold(vm, VmBuilder::vhost_user_pmem);
     let stdin = io::stdin();
     if stdin.is_terminal() { attend(vm, &stdin) } else { run_script(vm, &stdin) }
+}
+
+/// Waits a little for a daemon that was started just before.
+fn await_daemon(socket: &Path) -> Result<()> {
+    let is_there = || socket.metadata().is_ok_and(|meta| meta.file_type().is_socket());
+    let deadline = Instant::now() + PATIENCE;
+    while !is_there() {
+        ensure!(
+            Instant::now() < deadline,
+            "no daemon listens on {0}; start vhost-pmemd --socket-path {0} first",
+            socket.display()
+        );
+        thread::sleep(Duration::from_millis(20));
+    }
+    Ok(())
 }
 
 fn run_script(vm: VmBuilder<'_>, stdin: &Stdin) -> Result<()> {
