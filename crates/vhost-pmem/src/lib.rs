@@ -8,8 +8,9 @@
 //! the frontend maps the stores' own pages into the device's shared memory region, so that loads
 //! and stores of the guest never enter this process. What can't be mapped is shown through a
 //! *served* window: the frontend maps a file of ours, and what the guest has stored comes to us at
-//! a flush. A VMM that can't map for us may have either as memory of its guest. A frontend connects, a guest activates the device, the pages are mapped, flushes are
-//! answered, the guest resets the device or the frontend leaves, and all begins anew.
+//! a flush. A VMM that can't map for us may have either as memory of its guest. A frontend connects,
+//! a guest activates the device, the pages are mapped, flushes are answered, the guest resets the
+//! device or the frontend leaves, and all begins anew.
 //!
 //! # Invariants
 //!
