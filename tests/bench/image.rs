@@ -5,12 +5,13 @@
 use std::fs::File;
 use std::io::{BufWriter, Write};
 use std::num::NonZeroU64;
+use std::os::fd::AsFd;
 use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail, ensure};
 use rustix::fs::{Advice, fadvise};
-
-use crate::kernel::cached;
+use vhost_pmem::cached_pages;
 
 pub(crate) const PAGE: usize = 4096;
 
@@ -87,6 +88,13 @@ impl Drop for Image {
     fn drop(&mut self) {
         let _ = std::fs::remove_file(&self.path);
     }
+}
+
+/// How many pages of a file are in the page cache.
+pub(crate) fn cached(file: &File) -> Result<usize> {
+    let until = Instant::now() + Duration::from_secs(60);
+    let pages = cached_pages(file.as_fd(), file.metadata()?.len(), until)?;
+    Ok(pages.cached.try_into()?)
 }
 
 /// Has the kernel drop a file's pages from its cache, but for those that are mapped.

@@ -10,8 +10,8 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context, Result};
 
 use crate::guest::{Guest, load, store};
-use crate::image::{Image, forget, page};
-use crate::kernel::{cached, page_out};
+use crate::image::{Image, cached, forget, page};
+use crate::kernel::page_out;
 
 /// What guests may have, and how many of them at once. A file that a guest writes to is its alone,
 /// so a second guest of such a one needs a second file, and twice the memory.
