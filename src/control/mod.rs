@@ -30,6 +30,8 @@ use crate::socket::Endpoint;
 const REQUEST_MAX: u64 = 64 << 10;
 /// How long a client may take to send one.
 const PATIENCE: Duration = Duration::from_secs(10);
+/// How long to wait where the system has nothing left for a further connection.
+const PAUSE: Duration = Duration::from_secs(1);
 
 /// What carries requests out, and tells how all is then.
 pub(crate) type CarryOut = dyn Fn(&Request) -> anyhow::Result<Vec<Report>> + Send + Sync;
@@ -40,9 +42,17 @@ pub(crate) fn serve(endpoint: &Endpoint, carry_out: Arc<CarryOut>, pass: Pass) -
     let serve = move || {
         pass.enter();
         for stream in listener.incoming() {
+            let stream = match stream {
+                Ok(stream) => stream,
+                Err(error) => {
+                    warn!(%error, "control: a client can't be accepted");
+                    std::thread::sleep(PAUSE);
+                    continue;
+                }
+            };
             let carry_out = Arc::clone(&carry_out);
             let answer = move || {
-                if let Err(error) = stream.and_then(|stream| answer(stream, &*carry_out)) {
+                if let Err(error) = answer(stream, &*carry_out) {
                     warn!(%error, "control: a client was not answered");
                 }
             };
