@@ -47,6 +47,9 @@ struct Cli {
     /// How long a turn is, in milliseconds
     #[arg(long, default_value_t = 600)]
     turn: u64,
+    /// How many jobs there are where each change is synced
+    #[arg(long, value_delimiter = ',', default_values_t = [1, 2, 4, JOBS_MOST])]
+    jobs: Vec<usize>,
     /// How many processors the guest has
     #[arg(long, default_value_t = 2)]
     cpus: usize,
@@ -56,7 +59,7 @@ struct Cli {
 }
 
 fn main() -> Result<()> {
-    let Cli { rounds, turn, cpus, bench } = Cli::parse();
+    let Cli { rounds, turn, jobs, cpus, bench } = Cli::parse();
     let (rounds, turn) = if bench { (rounds, turn) } else { (1, 400) };
     let dir = target_dir().join("bench");
     std::fs::create_dir_all(&dir)?;
@@ -65,7 +68,7 @@ fn main() -> Result<()> {
     let mut facts = machine::facts("guests", &dir)?;
     write!(facts, "\nQEMU:       {}, TCG, -smp {cpus}", lab.qemu().version())?;
 
-    let turns = turns(rounds);
+    let turns = turns(rounds, &jobs);
     let time = Duration::from_millis(turn);
     let serial = run(&lab, &dir, &script(&turns, time), cpus, limit(turns.len(), time)?)?;
     let kernel = serial.lines().find_map(|line| line.strip_prefix("MARK boot "));
@@ -139,11 +142,11 @@ fn warm_by_pages(image: &Image) -> Result<()> {
 }
 
 /// All turns in their order. Who is first is another one in each round.
-fn turns(rounds: usize) -> Vec<(Task, Side)> {
+fn turns(rounds: usize, jobs: &[usize]) -> Vec<(Task, Side)> {
     let mut tasks = Vec::new();
     for engine in Engine::ALL {
         let load = Load::Synced;
-        tasks.extend([1, 2, 4, JOBS_MOST].map(|jobs| Task { engine, load, jobs }));
+        tasks.extend(jobs.iter().map(|&jobs| Task { engine, load, jobs }));
         tasks.extend([Load::Read, Load::Write].map(|load| Task { engine, load, jobs: 1 }));
     }
     let mut turns = Vec::new();
