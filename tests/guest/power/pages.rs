@@ -100,10 +100,8 @@ impl Pages {
 
     /// The first `count` of `changes` were made and synced, and others may have been made.
     ///
-    /// Where one that wasn't synced fills a hole there may be anything. Linux, 6.12 at least, has no
-    /// order between what was flushed before a record of its log and that record: `async_pmem_flush`
-    /// in `drivers/nvdimm/nd_virtio.c` only chains a flush that is to go before a write to it. So the
-    /// block may be the file's before it was cleared, on QEMU's own device, too.
+    /// Where one that wasn't synced fills a hole there may be anything: the block may be the file's
+    /// before it was cleared, for the reason that [`super::Machine::attempt`] tells.
     pub(crate) fn change(&mut self, changes: &Changes, count: usize) {
         let all = changes.0.iter().cycle();
         for (at, Change { pages, value, .. }) in all.take(count + UNHEARD).enumerate() {
@@ -118,17 +116,30 @@ impl Pages {
         }
     }
 
-    /// Checks what a guest has said that the file holds, and takes it for what it holds.
-    pub(crate) fn check(&mut self, serial: &str) {
-        let held = read_report(serial);
-        assert!(held.len() <= PAGES * PAGE, "the file is {} bytes long", held.len());
-        for (number, page) in self.0.iter_mut().enumerate() {
-            let bytes = held.get(number * PAGE..(number + 1) * PAGE).unwrap_or(&[0; PAGE]);
-            let bytes = BTreeSet::from_iter(bytes.iter().copied());
-            assert!(bytes.is_subset(page), "page {number} holds {bytes:x?}, not of {page:x?}");
-            *page = bytes;
+    /// Checks what a guest has said that the file holds.
+    pub(crate) fn check(&self, serial: &str) -> Result<(), String> {
+        let wrong = |(number, (page, bytes)): (usize, (&BTreeSet<u8>, BTreeSet<u8>))| {
+            let is_wrong = !bytes.is_subset(page);
+            is_wrong.then(|| format!("page {number} holds {bytes:x?}, not of {page:x?}"))
+        };
+        match self.0.iter().zip(held(serial)).enumerate().find_map(wrong) {
+            Some(wrong) => Err(wrong),
+            None => Ok(()),
         }
     }
+
+    /// Takes what a guest has said that the file holds for what it holds.
+    pub(crate) fn take_held(&mut self, serial: &str) {
+        self.0 = held(serial);
+    }
+}
+
+/// What a guest has said that each page holds.
+fn held(serial: &str) -> Vec<BTreeSet<u8>> {
+    let held = read_report(serial);
+    assert!(held.len() <= PAGES * PAGE, "the file is {} bytes long", held.len());
+    let page = |number| held.get(number * PAGE..(number + 1) * PAGE).unwrap_or(&[0; PAGE]);
+    (0..PAGES).map(|number| page(number).iter().copied().collect()).collect()
 }
 
 /// The bytes of the file, from lines as `od` prints them.

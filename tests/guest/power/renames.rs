@@ -54,13 +54,18 @@ impl Renames {
     }
 
     /// Checks what a guest has said that there is.
-    pub(crate) fn check(&mut self, serial: &str) {
+    pub(crate) fn check(&self, serial: &str) -> Result<(), String> {
         let held: BTreeMap<_, _> = numbers("HELD renamed ", serial).collect();
-        for (name, number) in &self.0 {
+        let lost = self.0.iter().find(|(name, number)| held.get(*name) < Some(number));
+        lost.map_or(Ok(()), |(name, number)| {
             let held = held.get(name);
-            assert!(held >= Some(number), "{name} is that of {held:?}, not of {number} or later");
-        }
-        self.0 = held;
+            Err(format!("{name} is that of {held:?}, not of {number} or later"))
+        })
+    }
+
+    /// Takes what a guest has said that there is for what there is.
+    pub(crate) fn take_held(&mut self, serial: &str) {
+        self.0 = numbers("HELD renamed ", serial).collect();
     }
 }
 

@@ -18,6 +18,9 @@
 //! The kernel's page cache of these files is part of what is lost. It may write pages back at any
 //! time; those are in the disk's cache then, as on any machine.
 //!
+//! Where there is a directory `synced` beside the media, a cut leaves copies of them in it of which all
+//! pages are lost that weren't synced.
+//!
 //! The disks are served by a process of their own ([`start_again`]), which never touches what it
 //! serves. So whoever maps them may be in the test's process, and it may be killed while it waits for
 //! one.
@@ -45,7 +48,7 @@ use serde::{Deserialize, Serialize};
 
 use self::disk::Disk;
 use self::filesystem::Disks;
-use self::power::{Left, Power};
+use self::power::{Copies, Left, Power};
 use crate::again::{start_again, started_again};
 
 /// How soon it is seen that something is done.
@@ -55,6 +58,7 @@ const TICK: Timespec = Timespec { tv_sec: 0, tv_nsec: 5_000_000 };
 #[derive(Serialize, Deserialize)]
 struct Task {
     media: PathBuf,
+    synced: PathBuf,
     mount: PathBuf,
     seed: u64,
     lying: Vec<String>,
@@ -87,6 +91,7 @@ impl VolatileDisks {
         let mut disks = Self { child, control: BufReader::new(control), mount, cut: None };
         let task = Task {
             media: dir.join("media"),
+            synced: dir.join("synced"),
             mount: disks.mount.clone(),
             seed,
             lying: lying.iter().map(|name| (*name).to_owned()).collect(),
@@ -243,7 +248,8 @@ pub fn serve_volatile_disks() -> Result<()> {
         Disk::open(&task.media.join(name), lies)
     });
     let disks = disks.collect::<io::Result<_>>()?;
-    let power = Arc::new(Power::new(disks, task.seed, owner.try_clone()?));
+    let copies = Copies { media: task.media.clone(), synced: task.synced };
+    let power = Arc::new(Power::new(disks, task.seed, copies, owner.try_clone()?));
     let mut config = Config::default();
     // One that waits for ever, with the rest of them, for the power to come back.
     config.n_threads = Some(2);

@@ -2,8 +2,11 @@
 
 //! The power of some disks.
 
+use std::fs;
 use std::io::{self, Write};
 use std::os::unix::net::UnixStream;
+use std::path::PathBuf;
+use std::process::Command;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use serde::{Deserialize, Serialize};
@@ -26,15 +29,24 @@ pub(super) enum Left {
 struct Machine {
     disks: Vec<Disk>,
     random: Random,
+    copies: Copies,
     /// What is left until the power is cut.
     left: Option<Left>,
     /// Who is told.
     owner: UnixStream,
 }
 
+/// Where copies of the media are left, if there is such a directory.
+#[derive(Debug)]
+pub(super) struct Copies {
+    pub(super) media: PathBuf,
+    pub(super) synced: PathBuf,
+}
+
 impl Power {
-    pub(super) fn new(disks: Vec<Disk>, seed: u64, owner: UnixStream) -> Self {
-        Self(Mutex::new(Machine { disks, random: Random::new(seed), left: None, owner }))
+    pub(super) fn new(disks: Vec<Disk>, seed: u64, copies: Copies, owner: UnixStream) -> Self {
+        let random = Random::new(seed);
+        Self(Mutex::new(Machine { disks, random, copies, left: None, owner }))
     }
 
     fn lock(&self) -> MutexGuard<'_, Machine> {
@@ -102,10 +114,25 @@ fn cut(mut machine: MutexGuard<'_, Machine>) -> ! {
 
 impl Machine {
     fn lose(&mut self) -> io::Result<Losses> {
+        self.copies.make()?;
         let mut losses = Losses::default();
         for disk in &mut self.disks {
             losses += disk.lose(&mut self.random)?;
         }
         Ok(losses)
+    }
+}
+
+impl Copies {
+    /// Copies what is on the media: what was synced.
+    fn make(&self) -> io::Result<()> {
+        if !self.synced.is_dir() {
+            return Ok(());
+        }
+        fs::remove_dir_all(&self.synced)?;
+        let mut copy = Command::new("cp");
+        copy.args(["--recursive", "--sparse=always", "--preserve=xattr", "--no-target-directory"]);
+        let status = copy.arg(&self.media).arg(&self.synced).status()?;
+        if status.success() { Ok(()) } else { Err(io::Error::other(format!("cp: {status}"))) }
     }
 }
