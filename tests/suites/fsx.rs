@@ -86,7 +86,7 @@ copy_file_range = 2
 
 fn kinds(place: Place) -> [Kind; 2] {
     // A sync is where a served window does more than a direct one.
-    let (small, synced) = if place.window == Window::Served { (50, 10) } else { (75, 5) };
+    let (small, synced) = if place.window == Window::Served { (200, 40) } else { (300, 20) };
     [
         Kind { name: "small", settings: SMALL, runs: small * rounds(), operations_per_run: 1000 },
         Kind { name: "synced", settings: SYNCED, runs: synced * rounds(), operations_per_run: 250 },
