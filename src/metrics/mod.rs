@@ -10,8 +10,7 @@ mod render;
 use std::collections::VecDeque;
 use std::io;
 use std::net::TcpListener;
-use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use anyhow::Context;
@@ -28,6 +27,8 @@ use crate::socket::Endpoint;
 const CLIENTS_MAX: usize = 16;
 /// How many threads there are for them: more than clients where one waits for a device that hangs.
 const THREADS_MAX: usize = 64;
+/// How long a client waits for one of them: that of a client which was hung up ends at once.
+const THREAD_WAIT: Duration = Duration::from_secs(1);
 /// How long to wait where the system has nothing left for a further connection.
 const PAUSE: Duration = Duration::from_millis(100);
 
@@ -152,15 +153,21 @@ impl Source {
 /// Those that are being answered.
 #[derive(Default)]
 struct Clients {
-    next: AtomicU64,
-    threads: AtomicUsize,
+    held: Mutex<Held>,
+    thread_ended: Condvar,
+}
+
+#[derive(Default)]
+struct Held {
+    next: u64,
+    threads: usize,
     /// The one that came first at the front.
-    connected: Mutex<VecDeque<(u64, Arc<Stream>)>>,
+    connected: VecDeque<(u64, Arc<Stream>)>,
 }
 
 impl Clients {
-    fn connected(&self) -> MutexGuard<'_, VecDeque<(u64, Arc<Stream>)>> {
-        self.connected.lock().unwrap_or_else(PoisonError::into_inner)
+    fn lock(&self) -> MutexGuard<'_, Held> {
+        self.held.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
@@ -174,25 +181,32 @@ struct Client {
 impl Client {
     /// Makes room for a client that has come; none if those before hold all threads.
     fn admit(all: &Arc<Clients>, stream: Stream) -> Option<Self> {
-        if all.threads.fetch_add(1, Ordering::SeqCst) >= THREADS_MAX {
-            all.threads.fetch_sub(1, Ordering::SeqCst);
-            return None;
-        }
-        let (number, stream) = (all.next.fetch_add(1, Ordering::SeqCst), Arc::new(stream));
-        let mut connected = all.connected();
-        if connected.len() >= CLIENTS_MAX {
-            if let Some((_, oldest)) = connected.pop_front() {
+        let mut held = all.lock();
+        if held.connected.len() >= CLIENTS_MAX {
+            if let Some((_, oldest)) = held.connected.pop_front() {
                 oldest.hang_up();
             }
         }
-        connected.push_back((number, Arc::clone(&stream)));
+        let (mut held, waited) = all
+            .thread_ended
+            .wait_timeout_while(held, THREAD_WAIT, |held| held.threads >= THREADS_MAX)
+            .unwrap_or_else(PoisonError::into_inner);
+        if waited.timed_out() {
+            return None;
+        }
+        let (number, stream) = (held.next, Arc::new(stream));
+        held.next += 1;
+        held.threads += 1;
+        held.connected.push_back((number, Arc::clone(&stream)));
         Some(Self { all: Arc::clone(all), number, stream })
     }
 }
 
 impl Drop for Client {
     fn drop(&mut self) {
-        self.all.connected().retain(|(number, _)| *number != self.number);
-        self.all.threads.fetch_sub(1, Ordering::SeqCst);
+        let mut held = self.all.lock();
+        held.connected.retain(|(number, _)| *number != self.number);
+        held.threads -= 1;
+        self.all.thread_ended.notify_one();
     }
 }
