@@ -58,7 +58,9 @@ const STEPS: [Step; 9] = [
     ("programs of the filesystem suites", || {
         CRATE_PROGRAMS.iter().try_for_each(|(name, _)| crate_program(name).map(drop))
     }),
-    ("tests, with real guests", || run(&mut cargo(["test", "--workspace", "--quiet"]))),
+    ("tests, with real guests", || {
+        run(&mut cargo(["test", "--workspace", "--no-fail-fast", "--quiet"]))
+    }),
     ("tests of guests under KVM, on a CPU that is emulated", || kvm::run(&Choice::Core)),
 ];
 
