@@ -21,7 +21,7 @@ pub(crate) use self::client::{ask, is_timeout, list, run};
 pub(crate) use self::measures::{Cache, Counters};
 pub(crate) use self::operator::Operator;
 pub(crate) use self::process::{OwnProcess, Process};
-pub(crate) use self::protocol::{Command, Cow, Mirror, Report, Request, State, Status};
+pub(crate) use self::protocol::{Command, Cow, Mirror, Placement, Report, Request, State, Status};
 use self::protocol::{Outcome, Reply, VERSION};
 use crate::sandbox::Pass;
 use crate::socket::Endpoint;

@@ -9,7 +9,7 @@ use std::path::Path;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
-use anyhow::{Context, anyhow, bail};
+use anyhow::{Chain, Context, anyhow, bail};
 use pfn_blk::table::Position;
 use pfn_blk::{
     Access, FileStore, InvalidStore, LegState, Mirror, MirrorStatus, NrPages, PAGE_SIZE, Pagemap,
@@ -17,7 +17,7 @@ use pfn_blk::{
 };
 use rustix::io::Errno;
 use tracing::{info, warn};
-use vhost_pmem::{Device, Failure, LayerError, Window};
+use vhost_pmem::{Device, Failure, LayerError, Placement, Window};
 
 use super::measures::Cache;
 use super::process::OwnProcess;
@@ -197,6 +197,7 @@ impl Operator {
             },
             frontend: self.device.is_connected(),
             mapped: counts.mapped_pages * PAGE_SIZE,
+            placement: self.device.placement().map(Into::into),
             layers: layers.map(|layer| cow(layer.cow.display().to_string(), layer.usage)).collect(),
             snapshots: self
                 .snapshots
@@ -211,6 +212,19 @@ impl Operator {
                 .collect(),
             counters: Some(counts.into()),
             process: self.process.as_ref().and_then(OwnProcess::read),
+        }
+    }
+}
+
+impl From<Placement> for protocol::Placement {
+    fn from(placement: Placement) -> Self {
+        match placement {
+            Placement::Unknown => Self::Unknown,
+            Placement::Found => Self::Found,
+            Placement::Misplaced(error) => {
+                let causes: Vec<_> = Chain::new(&*error).map(ToString::to_string).collect();
+                Self::Misplaced { reason: causes.join(": ") }
+            }
         }
     }
 }

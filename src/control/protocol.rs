@@ -96,13 +96,16 @@ pub(crate) enum State {
 pub(crate) struct Status {
     /// In bytes, without what is shown behind its end.
     pub(crate) size: u64,
-    /// `direct` or `served`.
+    /// `direct`, `served` or `gpa=ADDR`.
     pub(crate) window: String,
     /// Whether a frontend is connected.
     pub(crate) frontend: bool,
     /// How many bytes the guest reaches: all, or none while its pages are not mapped.
     #[serde(default)]
     pub(crate) mapped: u64,
+    /// Of a window in guest memory: whether it is there.
+    #[serde(default)]
+    pub(crate) placement: Option<Placement>,
     /// The snapshots that were taken since the daemon started, the first one first.
     pub(crate) layers: Vec<Cow>,
     /// Those of the command line or the table.
@@ -117,6 +120,20 @@ pub(crate) struct Status {
     pub(crate) counters: Option<Counters>,
     #[serde(default)]
     pub(crate) process: Option<Process>,
+}
+
+/// Whether a window in guest memory is where the guest looks for it.
+#[derive(Debug, Serialize, Deserialize)]
+#[serde(tag = "state", rename_all = "lowercase")]
+pub(crate) enum Placement {
+    /// No frontend has told of its guest's memory yet.
+    Unknown,
+    Found,
+    /// It is not, and every flush fails.
+    Misplaced {
+        /// What is wrong, and what to do about it.
+        reason: String,
+    },
 }
 
 /// A store that failed a sync.

@@ -9,7 +9,7 @@ use anstyle::{AnsiColor, Style};
 use indicatif::HumanBytes;
 
 use super::measures::{Cache, Counters};
-use super::protocol::{Cow, Failure, Report, State, Status};
+use super::protocol::{Cow, Failure, Placement, Report, State, Status};
 use crate::size::ByteSize;
 
 const NAME: Style = Style::new().bold();
@@ -46,15 +46,18 @@ fn row(Report { name, state, .. }: &Report) -> ([String; 4], (Style, String)) {
             return ([name, none(), none(), none()], (BAD, reason.clone()));
         }
     };
-    let sick = status.failures.iter().map(|failure| format!("{} failed", failure.store));
+    let misplaced = matches!(status.placement, Some(Placement::Misplaced { .. }));
+    let misplaced = misplaced.then(|| "window misplaced".to_owned());
+    let failed = status.failures.iter().map(|failure| format!("{} failed", failure.store));
+    let sick: Vec<_> = misplaced.into_iter().chain(failed).collect();
     let stale = status.mirrors.iter().filter(|mirror| mirror.stale > 0);
-    let style = match (status.failures.is_empty(), stale.clone().next()) {
+    let style = match (sick.is_empty(), stale.clone().next()) {
         (false, _) => BAD,
         (true, Some(_)) => WORSE,
         (true, None) => GOOD,
     };
     let state: Vec<_> =
-        sick.chain(stale.map(|one| format!("mirror {} differs", one.name))).collect();
+        sick.into_iter().chain(stale.map(|one| format!("mirror {} differs", one.name))).collect();
     let state = if state.is_empty() { "good".to_owned() } else { state.join(", ") };
     let frontend = if status.frontend { "connected" } else { "none" };
     let size = format!("{:#}", ByteSize(status.size));
@@ -74,6 +77,19 @@ fn served(name: &str, status: &Status, out: &mut impl Write) -> io::Result<()> {
     let Status { size, window, frontend, layers, snapshots, mirrors, failures, .. } = status;
     let frontend = if *frontend { styled(GOOD, "connected") } else { "none".to_owned() };
     writeln!(out, "{name}: {}, {window}, frontend: {frontend}", ByteSize(*size))?;
+    match &status.placement {
+        None => {}
+        Some(Placement::Unknown) => {
+            writeln!(out, "window: no frontend has told of its guest's memory yet")?;
+        }
+        Some(Placement::Found) => {
+            writeln!(out, "window: {}", styled(GOOD, "found in the guest's memory"))?;
+        }
+        Some(Placement::Misplaced { reason }) => {
+            let misplaced = styled(BAD, format_args!("every flush fails: {reason}"));
+            writeln!(out, "window: {misplaced}")?;
+        }
+    }
     for (kind, all) in [("snapshot", snapshots), ("taken", layers)] {
         for Cow { name, chunk, used, capacity } in all {
             let (bytes, chunk) = (HumanBytes(used * chunk), ByteSize(*chunk));

@@ -3,7 +3,7 @@
 //! From what the control protocol tells of devices to metrics.
 
 use super::exposition::{Exposition, Kind, Labels};
-use crate::control::{Cache, Counters, Cow, Mirror, Process, Report, State, Status};
+use crate::control::{Cache, Counters, Cow, Mirror, Placement, Process, Report, State, Status};
 
 /// A device that is served.
 type Served<'a> = (&'a str, &'a Status);
@@ -67,7 +67,7 @@ fn members(text: &mut Exposition, devices: &[Report]) {
 
 fn region(text: &mut Exposition, served: &[Served<'_>]) {
     use Kind::Gauge;
-    let help = "How the guest reaches the region: direct or served; always 1.";
+    let help = "How the guest reaches the region: direct, served or gpa=ADDR; always 1.";
     let info = text.metric("vhost_pmem_device_info", Gauge, help);
     for (device, status) in served {
         info.sample(&[("device", device), ("window", &status.window)], 1);
@@ -76,6 +76,17 @@ fn region(text: &mut Exposition, served: &[Served<'_>]) {
     each(text, ("vhost_pmem_region_bytes", Gauge, help), served, |status| status.size);
     let help = "How much of it the guest reaches: all, or none while its pages are not mapped.";
     each(text, ("vhost_pmem_mapped_bytes", Gauge, help), served, |status| status.mapped);
+    let help =
+        "Whether a window in guest memory is there; of a frontend that has told of its memory.";
+    let found = text.metric("vhost_pmem_window_found", Gauge, help);
+    for (device, status) in served {
+        let is_found = match &status.placement {
+            None | Some(Placement::Unknown) => continue,
+            Some(Placement::Found) => true,
+            Some(Placement::Misplaced { .. }) => false,
+        };
+        found.sample(&[("device", device)], u8::from(is_found));
+    }
     let help = "Frontends that are connected now.";
     each(text, ("vhost_pmem_frontends", Gauge, help), served, |one| u8::from(one.frontend));
 }

@@ -25,7 +25,7 @@ use vmm_sys_util::event::{EventConsumer, EventNotifier};
 use crate::channel::Channel;
 use crate::device::Device;
 use crate::exit_event::ExitEvent;
-use crate::gpa::Placement;
+use crate::gpa::GpaWindow;
 use crate::guest_memory::GuestMemory;
 use crate::mapping::{MapState, Mapping};
 use crate::negotiation::{GPA_PROTOCOL_FEATURES, Negotiation, PROTOCOL_FEATURES, Refusal};
@@ -49,7 +49,7 @@ pub(crate) struct Connection {
     negotiation: Mutex<Negotiation>,
     mapping: MapState,
     /// Where the VMM maps the window by itself, and whether it has.
-    placement: Option<(u64, Placement)>,
+    gpa: Option<Arc<GpaWindow>>,
     refused: Mutex<Option<Refusal>>,
     exit: ExitEvent,
     closed: Arc<AtomicBool>,
@@ -62,13 +62,13 @@ pub(crate) struct Connection {
 
 impl Connection {
     pub(crate) fn new(device: Arc<Device>) -> io::Result<Self> {
-        let placement = device.gpa().map(|start| (start, Placement::new(device.region(), start)));
+        let gpa = device.gpa().map(|start| Arc::new(GpaWindow::new(start)));
         Ok(Self {
             polling: Polling::new(device.polling()),
             device,
             memory: GuestMemory::default(),
-            negotiation: Mutex::new(Negotiation::new(placement.is_some())),
-            placement,
+            negotiation: Mutex::new(Negotiation::new(gpa.is_some())),
+            gpa,
             mapping: MapState::new()?,
             refused: Mutex::default(),
             exit: ExitEvent::new()?,
@@ -87,6 +87,11 @@ impl Connection {
             // It has proved so already.
             self.hang_up.get().into_iter().for_each(ShutdownHandle::shutdown);
         }
+    }
+
+    /// The window that the VMM maps by itself.
+    pub(crate) fn gpa(&self) -> Option<Arc<GpaWindow>> {
+        self.gpa.clone()
     }
 
     /// Lets the queue thread go, also from a guest that keeps it busy.
@@ -134,7 +139,7 @@ impl Connection {
 
     /// Has the pages mapped in `activation`. Whether they are.
     fn map(&self, activation: u64) -> bool {
-        if self.placement.is_some() {
+        if self.gpa.is_some() {
             return true;
         }
         let mapper = self.negotiation().mapper();
@@ -175,9 +180,9 @@ impl Connection {
 
     /// Whether the VMM has the window where it is to be, if it maps it by itself.
     fn is_placed(&self) -> bool {
-        let Some((start, placement)) = &self.placement else { return true };
-        let (is_there, news) = placement.look();
-        news.into_iter().for_each(|news| self.device.log_placement(*start, news));
+        let Some(window) = &self.gpa else { return true };
+        let (is_there, news) = window.look();
+        news.into_iter().for_each(|news| self.device.log_placement(window.start(), news));
         is_there
     }
 
@@ -313,7 +318,7 @@ impl VhostUserBackend for Connection {
     }
 
     fn protocol_features(&self) -> VhostUserProtocolFeatures {
-        if self.placement.is_some() { GPA_PROTOCOL_FEATURES } else { PROTOCOL_FEATURES }
+        if self.gpa.is_some() { GPA_PROTOCOL_FEATURES } else { PROTOCOL_FEATURES }
     }
 
     fn set_event_idx(&self, _enabled: bool) {
@@ -331,8 +336,8 @@ impl VhostUserBackend for Connection {
     fn update_memory(&self, memory: LibraryMemory) -> io::Result<()> {
         let memory = memory.memory();
         self.device.cover_own_file(&memory)?;
-        if let Some((start, placement)) = &self.placement {
-            placement.update(self.device.region(), *start, &memory);
+        if let Some(window) = &self.gpa {
+            window.update(self.device.region(), &memory);
         }
         self.memory.replace((*memory).clone())
     }

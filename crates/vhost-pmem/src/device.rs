@@ -15,7 +15,7 @@ use tracing::{error, info, warn};
 use vm_memory::GuestMemoryMmap;
 
 use crate::counters::{Counters, Counts};
-use crate::gpa::News;
+use crate::gpa::{GpaWindow, Placement};
 use crate::limit::Limit;
 use crate::request::Request;
 use crate::served::{self, Failure, Layer, LayerError, LiveLayers, Publication, ServeWindowError};
@@ -38,6 +38,8 @@ pub struct Device {
     window: Window,
     /// Where a VMM maps it by itself.
     gpa: Option<u64>,
+    /// What is known of that, while a frontend is connected.
+    gpa_window: Mutex<Option<Arc<GpaWindow>>>,
     connected: AtomicBool,
     /// How many requests of ours frontends have not answered.
     asked: Arc<AtomicUsize>,
@@ -90,6 +92,7 @@ impl Device {
         Ok(Self {
             publication: Mutex::new(publication),
             layers,
+            gpa_window: Mutex::default(),
             connected: AtomicBool::new(false),
             asked: Arc::default(),
             polling: Duration::ZERO,
@@ -142,6 +145,17 @@ impl Device {
     /// Where in guest physical memory the VMM has the window, if it maps it by itself.
     pub fn gpa(&self) -> Option<u64> {
         self.gpa
+    }
+
+    /// Whether it is there; nothing if the window is none that a VMM maps by itself.
+    pub fn placement(&self) -> Option<Placement> {
+        self.gpa?;
+        let window = self.gpa_window();
+        Some(window.as_ref().map_or(Placement::Unknown, |window| window.placement()))
+    }
+
+    fn gpa_window(&self) -> MutexGuard<'_, Option<Arc<GpaWindow>>> {
+        self.gpa_window.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// The configuration space.
@@ -221,7 +235,14 @@ impl Device {
 
     /// What it has done so far.
     pub fn counts(&self) -> Counts {
-        self.counters.read()
+        let counts = self.counters.read();
+        match self.placement() {
+            // Mapped by the VMM, without us.
+            Some(Placement::Found) => {
+                Counts { mapped_pages: self.region.nr_pages().get(), ..counts }
+            }
+            _ => counts,
+        }
     }
 
     pub(crate) fn counters(&self) -> &Counters {
@@ -243,9 +264,16 @@ impl Device {
         self.connected.load(Ordering::SeqCst)
     }
 
-    /// A frontend came, or went.
-    pub(crate) fn set_connected(&self, connected: bool) {
-        self.connected.store(connected, Ordering::SeqCst);
+    /// A frontend came. Its VMM may map the window by itself.
+    pub(crate) fn frontend_came(&self, window: Option<Arc<GpaWindow>>) {
+        *self.gpa_window() = window;
+        self.connected.store(true, Ordering::SeqCst);
+    }
+
+    /// It went, and nothing is known any more.
+    pub(crate) fn frontend_went(&self) {
+        *self.gpa_window() = None;
+        self.connected.store(false, Ordering::SeqCst);
     }
 
     /// Takes back what was published. Who has it open keeps it, until this process ends.
@@ -293,12 +321,13 @@ impl Device {
     }
 
     /// Logs whether a VMM has the window where its guest looks for it.
-    pub(crate) fn log_placement(&self, start: u64, news: News) {
-        match news {
-            News::Misplaced(cause) => {
+    pub(crate) fn log_placement(&self, start: u64, placement: Placement) {
+        match placement {
+            Placement::Unknown => {}
+            Placement::Misplaced(cause) => {
                 self.warn_throttled("every flush fails: the guest doesn't have our pages", &cause);
             }
-            News::Found => {
+            Placement::Found => {
                 if let Some(suppressed) = self.activations.admit() {
                     let suppressed = NonZeroU64::new(suppressed);
                     info!(suppressed, "the guest has the window as its memory at {start:#x}");

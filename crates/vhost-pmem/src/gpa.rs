@@ -7,6 +7,7 @@
 //! Nobody but the VMM knows what it has mapped. What it tells us in its memory table is checked:
 //! until the window is there, whole, and made of our own files, no flush succeeds.
 
+use std::error::Error;
 use std::fmt;
 use std::io;
 use std::os::fd::AsFd;
@@ -126,54 +127,70 @@ fn end_of(region: &GuestRegionMmap) -> u64 {
     region.start_addr().raw_value().saturating_add(region.len())
 }
 
-/// What is known of a connection's window.
-pub(crate) struct Placement {
+/// Whether a window that a VMM maps by itself is where its guest looks for it.
+#[derive(Debug, Clone)]
+pub enum Placement {
+    /// Nobody knows yet: no frontend has told of its guest's memory.
+    Unknown,
+    /// It is there, whole.
+    Found,
+    /// It is not, and every flush fails. What is wrong, and what to do about it.
+    Misplaced(Arc<dyn Error + Send + Sync>),
+}
+
+/// The window of a connection's guest.
+pub(crate) struct GpaWindow {
+    start: u64,
     state: Mutex<State>,
 }
 
 struct State {
-    found: Result<(), Arc<Misplaced>>,
+    placement: Placement,
     /// Whether it was logged.
     is_told: bool,
 }
 
-/// What is to be logged of a window.
-pub(crate) enum News {
-    /// It is there.
-    Found,
-    /// It is not.
-    Misplaced(Arc<Misplaced>),
-}
-
-impl Placement {
+impl GpaWindow {
     /// Of a frontend that has told of no memory yet.
-    pub(crate) fn new(region: &Region, start: u64) -> Self {
-        let found = find(region, start, &GuestMemoryMmap::new()).map_err(Arc::new);
-        Self { state: Mutex::new(State { found, is_told: false }) }
+    pub(crate) fn new(start: u64) -> Self {
+        Self { start, state: Mutex::new(State { placement: Placement::Unknown, is_told: true }) }
+    }
+
+    /// Where it is to be.
+    pub(crate) fn start(&self) -> u64 {
+        self.start
     }
 
     /// The frontend has told of its memory.
-    pub(crate) fn update(&self, region: &Region, start: u64, memory: &GuestMemoryMmap) {
-        let found = find(region, start, memory).map_err(Arc::new);
+    pub(crate) fn update(&self, region: &Region, memory: &GuestMemoryMmap) {
+        let placement = match find(region, self.start, memory) {
+            Ok(()) => Placement::Found,
+            Err(misplaced) => Placement::Misplaced(Arc::new(misplaced)),
+        };
         let mut state = self.state();
         // A table that has changed elsewhere is no news.
-        let is_same = match (&state.found, &found) {
-            (Ok(()), Ok(())) => true,
-            (Err(before), Err(now)) => before.to_string() == now.to_string(),
+        let is_same = match (&state.placement, &placement) {
+            (Placement::Found, Placement::Found) => true,
+            (Placement::Misplaced(before), Placement::Misplaced(now)) => {
+                before.to_string() == now.to_string()
+            }
             _ => false,
         };
         let is_told = state.is_told && is_same;
-        *state = State { found, is_told };
+        *state = State { placement, is_told };
     }
 
-    /// Whether the window is there, and what is to be logged of it, once.
-    pub(crate) fn look(&self) -> (bool, Option<News>) {
+    /// What is known of it.
+    pub(crate) fn placement(&self) -> Placement {
+        self.state().placement.clone()
+    }
+
+    /// Whether it is there, and what is to be logged of it, once.
+    pub(crate) fn look(&self) -> (bool, Option<Placement>) {
         let mut state = self.state();
-        let news = (!std::mem::replace(&mut state.is_told, true)).then(|| match &state.found {
-            Ok(()) => News::Found,
-            Err(misplaced) => News::Misplaced(Arc::clone(misplaced)),
-        });
-        (state.found.is_ok(), news)
+        let is_told = std::mem::replace(&mut state.is_told, true);
+        let is_there = matches!(state.placement, Placement::Found);
+        (is_there, (!is_told).then(|| state.placement.clone()))
     }
 
     fn state(&self) -> MutexGuard<'_, State> {

@@ -50,13 +50,13 @@ impl Device {
             .map_err(|error| ServeError::Accept(error.to_string()))?;
         connection.set_hang_up(daemon.shutdown_handle());
         self.counters().frontend();
-        self.set_connected(true);
+        self.frontend_came(connection.gpa());
         info!("frontend connected");
         let left = daemon.wait();
         connection.close();
         self.write_back();
         self.counters().set_mapped(0);
-        self.set_connected(false);
+        self.frontend_went();
         match left {
             Ok(()) | Err(DaemonError::HandleRequest(VhostUserError::Disconnected)) => {
                 info!("frontend left");

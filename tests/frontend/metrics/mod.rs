@@ -6,6 +6,7 @@
 mod documents;
 mod fleet;
 mod http;
+mod placement;
 pub(crate) mod scrape;
 
 use std::ffi::OsStr;
@@ -144,7 +145,15 @@ fn assert_same(status: &Value, metrics: &Metrics) {
     }
     let frontend = f64::from(u8::from(status["frontend"].as_bool().unwrap()));
     assert_eq!(metrics.value(&format!("vhost_pmem_frontends{{{labels}}}")), frontend);
+    let found = format!("vhost_pmem_window_found{{{labels}}}");
+    match status["placement"]["state"].as_str() {
+        None | Some("unknown") => assert!(!metrics.has(&found)),
+        Some(state) => {
+            assert_eq!(metrics.value(&found), f64::from(u8::from(state == "found")), "{state}");
+        }
+    }
     let window = status["window"].as_str().unwrap();
+    assert_eq!(status["placement"].is_null(), !window.starts_with("gpa="), "{status:#}");
     assert!(metrics.has(&format!("vhost_pmem_device_info{{{labels},window=\"{window}\"}}")));
     let many = |name: &str, of: &str| {
         let count = status[of].as_array().unwrap().len();
