@@ -217,7 +217,7 @@ pub(crate) fn explain(error: InvalidWindow, is_file: bool) -> anyhow::Error {
              --window served, which shows zeroes behind its end",
             next / 512
         ),
-        (InvalidWindow::Scattered, _) => {
+        (InvalidWindow::Scattered { .. }, _) => {
             "; join fewer and larger pieces, or give --window served".to_owned()
         }
         (InvalidWindow::NotMappable(_), _) => {

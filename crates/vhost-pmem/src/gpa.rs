@@ -16,6 +16,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use pfn_blk::{NotDirect, NrPages, Region};
 use rustix::fs::{FileType, fstat, major, minor};
 use thiserror::Error;
+use vhost::vhost_user::message::MAX_ATTACHED_FD_ENTRIES;
 use vm_memory::{
     Address, GuestAddress, GuestMemoryBackend, GuestMemoryMmap, GuestMemoryRegion, GuestRegionMmap,
 };
@@ -25,6 +26,10 @@ use crate::window::{InvalidWindow, extents};
 /// What Linux takes of a window's begin and end: a subsection, `SUBSECTION_SIZE` of its
 /// `include/linux/mmzone.h`.
 const ALIGNMENT: u64 = 2 << 20;
+
+/// The most pieces of a window that a VMM can tell of. The vhost-user library takes no memory table
+/// with more entries, and one at least is the guest's RAM.
+pub(crate) const EXTENTS_MAX: usize = MAX_ATTACHED_FD_ENTRIES - 1;
 
 /// Checks that a guest can have `size` at `start`.
 pub(crate) fn check_place(start: u64, size: NrPages) -> Result<(), InvalidWindow> {

@@ -106,8 +106,11 @@ pub enum InvalidWindow {
         bytes: u64,
     },
     /// Pages in too many pieces.
-    #[error("the region lies in more than {EXTENTS_MAX} extents")]
-    Scattered,
+    #[error("the region lies in more than {max} extents")]
+    Scattered {
+        /// How many there may be.
+        max: usize,
+    },
 }
 
 /// Checks that a region of this size can be shown directly; for whoever is about to make one.
@@ -122,7 +125,7 @@ pub fn check_size(size: NrPages) -> Result<(), InvalidWindow> {
 /// How `region` is to be shown, as the user asks and as it can be.
 pub fn choose(region: &Region, choice: WindowChoice) -> Result<Window, InvalidWindow> {
     let direct = || {
-        let mappings = check_extents(region)?;
+        let mappings = check_extents(region, EXTENTS_MAX)?;
         check_size(region.nr_pages())?;
         Ok(Window::Direct { mappings })
     };
@@ -144,7 +147,7 @@ pub fn choose(region: &Region, choice: WindowChoice) -> Result<Window, InvalidWi
         },
         WindowChoice::Gpa(start) => {
             gpa::check_place(start, region.nr_pages())?;
-            let mappings = check_extents(region);
+            let mappings = check_extents(region, gpa::EXTENTS_MAX);
             let mappings = mappings.map_err(|e| InvalidWindow::NotMappable(Box::new(e)))?;
             Ok(Window::Direct { mappings })
         }
@@ -164,10 +167,10 @@ pub(crate) fn choose_published(region: &Region, gpa: Option<u64>) -> Result<Wind
     }
 }
 
-/// Checks that a frontend can map all pages of `region`, and counts the mappings that takes.
-fn check_extents(region: &Region) -> Result<usize, InvalidWindow> {
+/// Checks that a frontend can map all pages of `region` in `max` mappings, and counts those it takes.
+fn check_extents(region: &Region, max: usize) -> Result<usize, InvalidWindow> {
     let mut count = 0;
-    for (_, extent) in extents(region).take(EXTENTS_MAX + 1) {
+    for (_, extent) in extents(region).take(max + 1) {
         let extent = extent.map_err(InvalidWindow::NotDirect)?;
         let store = extent.pagemap().store();
         if extent.access() == Access::ReadOnly {
@@ -180,8 +183,8 @@ fn check_extents(region: &Region) -> Result<usize, InvalidWindow> {
         }
         count += 1;
     }
-    if count > EXTENTS_MAX {
-        return Err(InvalidWindow::Scattered);
+    if count > max {
+        return Err(InvalidWindow::Scattered { max });
     }
     Ok(count)
 }
