@@ -4,6 +4,8 @@
 //! regions, hides the device's own feature bits, and reads the configuration before it tells of its
 //! memory.
 
+mod pieces;
+
 use std::fs::File;
 use std::os::fd::AsRawFd;
 use std::os::unix::net::UnixStream;
@@ -65,6 +67,7 @@ pub(crate) fn open(path: &Path) -> File {
 }
 
 /// A part of the guest's memory.
+#[derive(Clone, Copy)]
 pub(crate) struct Memory<'a> {
     start: u64,
     size: u64,
@@ -201,16 +204,21 @@ fn refused(memory: impl FnOnce(&Served) -> Vec<(File, u64, u64, u64)>, expected:
             offset: *offset,
         })
         .collect();
-    let mut vmm = Vmm::start(&served.daemon, &parts);
+    mended(&served.daemon, &parts, expected, &[window(&served.file())]);
+}
+
+/// What is said of memory that is `wrong`, until it is `right`.
+#[track_caller]
+fn mended(daemon: &Daemon, wrong: &[Memory<'_>], expected: &str, right: &[Memory<'_>]) {
+    let mut vmm = Vmm::start(daemon, wrong);
     for _ in 0..3 {
         assert_eq!(vmm.driver.flush(), -1, "{expected}");
     }
-    let log = served.daemon.wait_for_log("every flush fails").unwrap();
+    let log = daemon.wait_for_log("every flush fails").unwrap();
     assert!(log.contains(expected), "{expected:?} is missing in:\n{log}");
-    assert_eq!(served.daemon.log().matches("every flush fails").count(), 1);
+    assert_eq!(daemon.log().matches("every flush fails").count(), 1);
     // Mended while the guest runs.
-    let file = served.file();
-    vmm.share(&[window(&file)]);
+    vmm.share(right);
     assert_eq!(vmm.driver.flush(), 0);
     // And taken away again.
     vmm.share(&[]);
