@@ -46,7 +46,8 @@ impl Stream {
             let left = time_left(until)?;
             let read = on!(self, one => {
                 one.set_read_timeout(Some(left))?;
-                (&*one).read(buffer)
+                let mut one = one;
+                one.read(buffer)
             });
             if !was_interrupted(&read) {
                 return read;
@@ -59,7 +60,8 @@ impl Stream {
             let left = time_left(until)?;
             let written = on!(self, one => {
                 one.set_write_timeout(Some(left))?;
-                (&*one).write(bytes)
+                let mut one = one;
+                one.write(bytes)
             });
             if !was_interrupted(&written) {
                 bytes = bytes.get(written?..).unwrap_or_default();
