@@ -182,6 +182,9 @@ fn serve(cli: &Cli) -> anyhow::Result<()> {
     shutdown::on_signal(Arc::clone(&device), sandbox.pass(Role::Signals), tidy)
         .context("cannot set up signals")?;
     let window = backing::describe(device.window(), nr_pages);
+    if cli.end_with_parent {
+        fleet::tell_begun().context("cannot tell the process that started this one")?;
+    }
     service::ready();
     sandbox.wait_for_all();
     sandbox.enter(Role::Device);

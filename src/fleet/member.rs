@@ -2,11 +2,12 @@
 
 //! One device of a fleet: a process that is to run, and does or doesn't.
 
-use std::io;
+use std::io::{self, Write};
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command, Stdio};
+use std::process::{Child, ChildStdout, Command, Stdio};
 use std::time::{Duration, Instant};
 
+use rustix::io::ioctl_fionread;
 use rustix::process::{Pid, Signal, kill_process};
 use tracing::{error, info, warn};
 
@@ -44,6 +45,7 @@ impl Launcher {
             .arg("--control")
             .arg(self.control(name))
             .stdin(Stdio::null())
+            .stdout(Stdio::piped())
             .spawn()
     }
 }
@@ -53,6 +55,9 @@ struct Process {
     child: Child,
     args: Vec<String>,
     since: Instant,
+    /// Where it tells that it has begun.
+    stdout: Option<ChildStdout>,
+    begun: bool,
     /// Whether it was told to end.
     told: bool,
 }
@@ -63,6 +68,8 @@ pub(super) struct Standing {
     pub(super) down: Option<String>,
     /// How often it ended by itself and was started again.
     pub(super) restarts: u64,
+    /// Whether it is there as it is wanted, or can't be.
+    pub(super) settled: bool,
 }
 
 /// A device.
@@ -97,9 +104,9 @@ impl Member {
         self.wanted.as_deref() == Some(args) && self.process.is_some()
     }
 
-    /// Whether it has come so far that it listens, or has ended.
-    pub(super) fn has_begun(&self, launcher: &Launcher) -> bool {
-        self.process.is_none() || launcher.control(&self.name).exists()
+    /// Whether frontends may connect to what is wanted, or it has ended.
+    pub(super) fn is_settled(&self) -> bool {
+        self.process.as_ref().is_none_or(|process| process.begun && !process.told)
     }
 
     /// Whether there is nothing to be done any more.
@@ -109,7 +116,7 @@ impl Member {
 
     /// How it stands.
     pub(super) fn standing(&self) -> Standing {
-        Standing { down: self.down(), restarts: self.restarts }
+        Standing { down: self.down(), restarts: self.restarts, settled: self.is_settled() }
     }
 
     fn down(&self) -> Option<String> {
@@ -126,6 +133,7 @@ impl Member {
     /// Does what is to be done now, and says when there is more, if no process ends.
     pub(super) fn settle(&mut self, launcher: &Launcher) -> Option<Instant> {
         self.reap();
+        self.listen();
         match (&mut self.process, &self.wanted) {
             (Some(process), wanted) if wanted.as_ref() != Some(&process.args) && !process.told => {
                 process.told = true;
@@ -152,12 +160,21 @@ impl Member {
 
     fn start(&mut self, args: Vec<String>, launcher: &Launcher) {
         match launcher.start(&self.name, &args) {
-            Ok(child) => {
+            Ok(mut child) => {
                 let pid = child.id();
                 info!(device = self.name, pid, "started");
-                self.process = Some(Process { child, args, since: Instant::now(), told: false });
+                let (stdout, since) = (child.stdout.take(), Instant::now());
+                let (begun, told) = (false, false);
+                self.process = Some(Process { child, args, since, stdout, begun, told });
             }
             Err(error) => self.ended(&format!("cannot be started: {error}"), None),
+        }
+    }
+
+    /// Hears whether the process has begun.
+    fn listen(&mut self) {
+        if let Some(Process { stdout: Some(stdout), begun, .. }) = &mut self.process {
+            *begun = ioctl_fionread(stdout).is_ok_and(|bytes| bytes > 0);
         }
     }
 
@@ -195,6 +212,14 @@ fn tell(child: &Child, signal: Signal) {
     if let Err(error) = kill_process(Pid::from_child(child), signal) {
         warn!(%error, "cannot signal a device's process");
     }
+}
+
+/// Tells the process that started this one that frontends may connect. A device's process says nothing
+/// else on its standard output.
+pub(crate) fn tell_begun() -> io::Result<()> {
+    let mut stdout = io::stdout();
+    stdout.write_all(b"+")?;
+    stdout.flush()
 }
 
 /// Has this process end when the one that started it does.

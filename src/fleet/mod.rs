@@ -34,7 +34,7 @@ use crate::sandbox::{Role, Sandbox};
 use crate::service;
 use crate::socket::Endpoint;
 
-pub(crate) use self::member::end_with_parent;
+pub(crate) use self::member::{end_with_parent, tell_begun};
 
 /// What the fleet has to do.
 enum Event {
@@ -109,6 +109,9 @@ const AT_ONCE: usize = 16;
 /// How long one may take to say how it is.
 const PATIENCE: Duration = Duration::from_secs(3);
 
+/// How long a reload waits for devices to begin or end.
+const SETTLING: Duration = Duration::from_secs(10);
+
 /// How often to look whether a device that was started is ready.
 const TICK: Duration = Duration::from_millis(20);
 
@@ -172,7 +175,7 @@ impl Fleet {
     fn settle(&mut self) -> Option<Instant> {
         let next = self.members.values_mut().filter_map(|one| one.settle(&self.launcher)).min();
         self.members.retain(|_, member| !member.is_gone());
-        if !self.ready && self.members.values().all(|one| one.has_begun(&self.launcher)) {
+        if !self.ready && self.members.values().all(Member::is_settled) {
             self.ready = true;
             info!(devices = self.members.len(), "all devices that can be are served");
             service::ready();
@@ -223,7 +226,7 @@ impl Operator {
             (Command::Reload, Some(_)) => bail!("all devices are reloaded, or none"),
             (Command::Reload, None) => {
                 self.ask(Event::Reload)?.map_err(|refused| anyhow!(refused))?;
-                self.ask(Event::List)?
+                self.wait_until_settled()?
             }
             (Command::Status, None) => self.ask(Event::List)?,
             (_, device) => {
@@ -246,6 +249,18 @@ impl Operator {
         };
         let members: Vec<_> = members.into_iter().collect();
         members.chunks(AT_ONCE).flat_map(|some| self.relay_to_each(some, command)).collect()
+    }
+
+    /// Waits until each device is there that can be, unless one takes very long; how all stand.
+    fn wait_until_settled(&self) -> anyhow::Result<BTreeMap<String, Standing>> {
+        let until = Instant::now() + SETTLING;
+        loop {
+            let members = self.ask(Event::List)?;
+            if members.values().all(|one| one.settled) || Instant::now() >= until {
+                return Ok(members);
+            }
+            std::thread::sleep(TICK);
+        }
     }
 
     /// Has each device do something, all at once: one that hangs has the others wait no longer than
@@ -272,7 +287,7 @@ impl Operator {
     fn relay(
         &self,
         name: &str,
-        Standing { down, restarts }: &Standing,
+        Standing { down, restarts, .. }: &Standing,
         command: &Command,
     ) -> anyhow::Result<Report> {
         // All else may take its time.

@@ -210,6 +210,35 @@ fn device_that_cannot_be_served_is_tried_again_and_holds_up_no_other() {
 }
 
 #[test]
+fn fleet_is_ready_when_its_devices_are_and_a_reload_waits_for_new_ones() {
+    // Its file is read first, in which time nobody is served.
+    let slow = |name: &str| {
+        let keys = format!(
+            "socket-path = '{name}.sock'\nfile = '{name}.img'\nsize = '64M'\nprefetch = true"
+        );
+        (name.to_owned(), keys)
+    };
+    let mut devices = BTreeMap::from([slow("a"), device("b")]);
+    let fleet = Fleet::start(&devices);
+    fleet.wait_until(is_good);
+    let deadline = Instant::now() + PATIENCE;
+    while !fleet.log().contains("all devices that can be are served") {
+        assert!(Instant::now() < deadline, "{}", fleet.log());
+    }
+    let log = fleet.log();
+    let (before, _) = log.split_once("all devices that can be are served").unwrap();
+    assert_eq!(before.matches("waiting for a frontend").count(), 2, "{log}");
+
+    devices.extend([slow("c")]);
+    devices.remove("b");
+    write_config(&fleet.dir, &devices);
+    let (reloaded, said) = fleet.ask(&["reload", "--json"]);
+    let reloaded: serde_json::Value = serde_json::from_str(&reloaded).expect(&said);
+    let states: Vec<_> = reloaded.as_array().unwrap().iter().map(|one| &one["state"]).collect();
+    assert_eq!(states, ["served", "served"], "{reloaded}");
+}
+
+#[test]
 fn configuration_that_is_wrong_changes_nothing() {
     let fleet = Fleet::start(&BTreeMap::from([device("a"), device("b")]));
     fleet.wait_until(is_good);
