@@ -24,6 +24,7 @@ mod size;
 mod socket;
 mod user;
 
+use std::io::{self, Write};
 use std::process::ExitCode;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
@@ -65,11 +66,31 @@ fn main() -> ExitCode {
     }
 }
 
+/// A writer whose reader may have seen enough, as `head` and `grep -q` have.
+struct UntilClosed<W>(W);
+
+impl<W: Write> Write for UntilClosed<W> {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        unless_closed(self.0.write(bytes), bytes.len())
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        unless_closed(self.0.flush(), ())
+    }
+}
+
+fn unless_closed<T>(done: io::Result<T>, closed: T) -> io::Result<T> {
+    match done {
+        Err(error) if error.kind() == io::ErrorKind::BrokenPipe => Ok(closed),
+        done => done,
+    }
+}
+
 /// Has a daemon do something, or merges an overlay.
 fn operate(command: &Command) -> anyhow::Result<()> {
     use control::Command as Request;
     // Colours are for a terminal, if it is one and NO_COLOR doesn't forbid them.
-    let out = &mut anstream::stdout().lock();
+    let out = &mut UntilClosed(anstream::stdout().lock());
     let (control, request) = match command {
         Command::Check { table, window } => return check::run(table, (*window).into(), out),
         Command::Merge {

@@ -59,6 +59,21 @@ fn colours_are_for_a_terminal_that_wants_them() {
     assert_eq!(String::from_utf8(list).unwrap(), expected);
 }
 
+#[test]
+fn reader_that_has_seen_enough_is_no_error() {
+    let place = Place::new();
+    let args = place.expand("--size 1M --file @/f --control @/control");
+    let _daemon = Daemon::start(DAEMON, args.split_whitespace()).unwrap();
+    let (reader, writer) = rustix::pipe::pipe().unwrap();
+    drop(reader);
+    for command in ["list --control @/control", "status --json --control @/control"] {
+        let writer = writer.try_clone().unwrap();
+        let output = place.command(command).stdout(writer).output().unwrap();
+        let said = String::from_utf8(output.stderr).unwrap();
+        assert!(output.status.success() && said.is_empty(), "{said}");
+    }
+}
+
 /// A daemon that takes its time to merge: at the first look three chunks are left, and one less at each
 /// further one.
 fn slow_daemon(place: &Place) {
