@@ -56,7 +56,7 @@ const STEPS: [Step; 9] = [
     // Here, as the tests hide their progress.
     ("QEMU, kernel and userland for the guests", || Lab::open().map(drop)),
     ("programs of the filesystem suites", || {
-        CRATE_PROGRAMS.iter().try_for_each(|(name, _)| crate_program(name).map(drop))
+        CRATE_PROGRAMS.iter().try_for_each(|(name, ..)| crate_program(name).map(drop))
     }),
     ("tests, with real guests", || {
         run(&mut cargo(["test", "--workspace", "--no-fail-fast", "--quiet"]))
