@@ -9,6 +9,7 @@ mod bench;
 #[allow(dead_code, reason = "the daemon reads it")]
 #[path = "../../src/cli.rs"]
 mod command_line;
+mod dashboard;
 mod demo;
 mod deny;
 mod docs;
@@ -50,6 +51,8 @@ enum Command {
     Bench,
     /// Draw the charts in docs/ of what the benchmarks found last
     Plot,
+    /// Draw docs/dashboard.svg: the dashboard for Grafana, with what Prometheus answers while a guest works
+    Dashboard,
     /// Build the site of docs/ with mdBook, and its page of commands from the command line itself
     Docs,
     /// Build a Debian package, with units for systemd, manual pages and completions
@@ -80,6 +83,7 @@ fn main() -> ExitCode {
         Command::Test(args) => test::run_chosen(args),
         Command::Bench => bench::run_all().and_then(|()| plot::draw_all()),
         Command::Plot => plot::draw_all(),
+        Command::Dashboard => dashboard::draw(),
         Command::Docs => docs::build(),
         Command::Package => package::build(),
         Command::Fstests(options) => fstests::run(&options),

@@ -12,6 +12,7 @@ use anyhow::{Context, Result, ensure};
 use guest_harness::target_dir;
 use serde::Deserialize;
 
+pub(crate) use crate::plot::chart::{COLOURS, escaped};
 use crate::plot::chart::{Chart, Panel, Point, Series};
 
 /// The part of a benchmark's results that is drawn.

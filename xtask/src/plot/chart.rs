@@ -49,7 +49,7 @@ const LEGEND_COLUMNS: usize = 3;
 const APART: f64 = 5.0;
 
 /// For a light background and for a dark one; further series begin anew.
-const COLOURS: [(&str, &str); 6] = [
+pub(crate) const COLOURS: [(&str, &str); 6] = [
     ("#0969da", "#58a6ff"),
     ("#cf4a00", "#ff9d5c"),
     ("#1a7f37", "#4ac26b"),
@@ -220,7 +220,7 @@ fn text(f: &mut fmt::Formatter<'_>, x: f64, y: f64, class: &str, text: &str) -> 
     writeln!(f, r#"<text class="{class}" x="{x:.1}" y="{y:.1}">{}</text>"#, escaped(text))
 }
 
-fn escaped(text: &str) -> String {
+pub(crate) fn escaped(text: &str) -> String {
     text.replace('&', "&amp;").replace('<', "&lt;")
 }
 
