@@ -17,7 +17,7 @@ use anyhow::{Context, Result, bail, ensure};
 use crate::progress::Step;
 use crate::run;
 
-const KEYRING: &str = "/usr/share/keyrings/debian-archive-keyring.gpg";
+pub(crate) const KEYRING: &str = "/usr/share/keyrings/debian-archive-keyring.gpg";
 const MIRROR_VARIABLE: &str = "VHOST_PMEM_DEBIAN_MIRROR";
 
 /// Trixie's own QEMU is too old for the vhost-user device; its backports' isn't. QEMU's packages
@@ -166,7 +166,8 @@ Acquire::Languages "none";
     )
 }
 
-fn mirror() -> Result<String> {
+/// The address of the Debian mirror in use.
+pub(crate) fn mirror() -> Result<String> {
     if let Ok(mirror) = std::env::var(MIRROR_VARIABLE) {
         return Ok(mirror);
     }

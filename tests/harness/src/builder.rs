@@ -236,6 +236,11 @@ impl<'lab> VmBuilder<'lab> {
         self
     }
 
+    /// Makes the initramfs's own script the kernel's first process, in place of `/init`.
+    pub(crate) fn first_process(self, script: &str) -> Self {
+        self.script(script).kernel_argument("rdinit=/script")
+    }
+
     /// Starts the VM.
     ///
     /// # Errors

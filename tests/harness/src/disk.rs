@@ -58,14 +58,27 @@ pub(crate) fn of_directory(
     tar.args(["-c", "--owner=0", "--group=0", "--numeric-owner", "--anchored"]);
     tar.args(leave_out.iter().map(|name| format!("--exclude=./{name}")));
     tar.arg("-C").arg(dir).arg(".");
-    let mut mke2fs = userland.program("mke2fs")?;
-    // Nobody waits for this file system's promises: it is made anew when it is wanted again.
-    mke2fs.args(["-q", "-F", "-t", "ext4", "-O", "^has_journal", "-m", "0", "-b"]);
-    mke2fs.arg(BLOCK.to_string()).arg("-N").arg(contents.inodes().to_string());
+    let mut mke2fs = mke2fs(userland)?;
+    mke2fs.arg("-N").arg(contents.inodes().to_string());
     mke2fs.args(["-d", "-"]).arg(image).arg(format!("{}k", contents.disk_kib()));
-    mke2fs.env("MKE2FS_CONFIG", userland.path("etc/mke2fs.conf"));
     run::pipe(&mut tar, &mut mke2fs)
         .with_context(|| format!("cannot make {} of {}", image.display(), dir.display()))
+}
+
+/// Makes `image` a disk of `bytes` with what is in the tar archive `tar`, with the owners it has there.
+pub(crate) fn of_tar(tar: &Path, bytes: u64, image: &Path, userland: &Tree) -> Result<()> {
+    let mut mke2fs = mke2fs(userland)?;
+    mke2fs.arg("-d").arg(tar).arg(image).arg(format!("{}k", bytes / 1024));
+    run::output(&mut mke2fs).map(drop)
+}
+
+/// Nobody waits for the promises of the file systems that this makes: they are made anew when they
+/// are wanted again.
+fn mke2fs(userland: &Tree) -> Result<Command> {
+    let mut mke2fs = userland.program("mke2fs")?;
+    mke2fs.args(["-q", "-F", "-t", "ext4", "-O", "^has_journal", "-m", "0", "-b"]);
+    mke2fs.arg(BLOCK.to_string()).env("MKE2FS_CONFIG", userland.path("etc/mke2fs.conf"));
+    Ok(mke2fs)
 }
 
 /// How much is in a directory.

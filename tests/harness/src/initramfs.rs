@@ -122,6 +122,9 @@ pub(crate) fn program(name: &str, tree: &Tree) -> Result<Vec<u8>> {
 pub(crate) fn file(name: &str, path: &Path) -> Result<Vec<u8>> {
     let content = fs::read(path).with_context(|| format!("cannot read {}", path.display()))?;
     let mut archive = Archive::default();
+    if let Some((directory, _)) = name.rsplit_once('/') {
+        archive.directory(directory)?;
+    }
     archive.file(name, 0o755, &content)?;
     archive.finish()
 }

@@ -6,7 +6,6 @@
 //! test that was built here runs there, and its guests are that guest's, under real KVM.
 
 use std::collections::BTreeSet;
-use std::ffi::OsString;
 use std::fs::{self, File};
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -16,7 +15,7 @@ use anyhow::{Context, Result};
 use tempfile::TempDir;
 
 use crate::accelerator;
-use crate::builder::escaped;
+use crate::builder::{Access, VmBuilder};
 use crate::kernel::Kernel;
 use crate::lab::Lab;
 use crate::outcome::Outcome;
@@ -152,7 +151,7 @@ impl InstalledKvmHost<'_> {
     ///
     /// # Errors
     ///
-    /// As [`VmBuilder::boot`](crate::VmBuilder::boot).
+    /// As [`VmBuilder::boot`].
     pub fn run(
         &self,
         command: &Command,
@@ -161,28 +160,30 @@ impl InstalledKvmHost<'_> {
     ) -> Result<Outcome> {
         let own = tempfile::Builder::new().prefix("run-").tempdir_in(&self.dir)?;
         let disk = own.path().join(DISK);
+        let script = self.script(command);
+        self.vm(&disk)?.script(&script).time_limit(limit).on_line(on_line).boot()?.wait()
+    }
+
+    /// Describes it, with a disk `/dev/vda` that is copied to `disk`, for other scripts and devices.
+    ///
+    /// # Errors
+    ///
+    /// When there is no room.
+    pub fn vm(&self, disk: &Path) -> Result<VmBuilder<'_>> {
         run::output(
-            Command::new("cp").arg("--sparse=always").arg(self.dir.path().join(DISK)).arg(&disk),
+            Command::new("cp").arg("--sparse=always").arg(self.dir.path().join(DISK)).arg(disk),
         )?;
-        let mut drive = OsString::from("if=none,id=disk,format=raw,cache=unsafe,file=");
-        drive.push(escaped(&disk));
-        self.lab
-            .vm()
-            .cpu(&CPU)
-            .cpus(CPUS)
-            .memory_mib(MEMORY_MIB)
-            // Warnings would end up in the middle of what the tests print.
-            .kernel_argument("loglevel=3 oops=panic")
-            .module("kvm-amd")
-            .module("virtio_blk")
-            .module("loop")
-            .qemu_args(["-drive".as_ref(), drive.as_os_str()])
-            .qemu_args(["-device", "virtio-blk-pci,drive=disk"])
-            .script(&script(command, &self.target))
-            .time_limit(limit)
-            .on_line(on_line)
-            .boot()?
-            .wait()
+        let vm = self.lab.vm().cpu(&CPU).cpus(CPUS).memory_mib(MEMORY_MIB);
+        // Warnings would end up in the middle of what the tests print.
+        let vm = vm.kernel_argument("loglevel=3 oops=panic");
+        Ok(vm.module("kvm-amd").module("loop").disk(disk, Access::ReadWrite))
+    }
+
+    /// What runs `command` there, by a shell: the disk is mounted on `/mnt`, and is all that it has,
+    /// but for the kernel's own file systems.
+    #[must_use]
+    pub fn script(&self, command: &Command) -> String {
+        script(command, &self.target)
     }
 }
 

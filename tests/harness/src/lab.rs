@@ -144,6 +144,6 @@ fn package_tree(name: &str) -> Result<Tree> {
 }
 
 /// The apt root of `suites`, one for as long as the store is locked.
-fn apt(store: &Store, suites: &str) -> Result<Apt> {
+pub(crate) fn apt(store: &Store, suites: &str) -> Result<Apt> {
     Apt::open(&store.scratch().join("apt").join(suites.replace(' ', "+")), suites)
 }

@@ -86,6 +86,7 @@ mod cloud_hypervisor;
 mod console;
 mod crate_program;
 mod daemon;
+mod debian;
 mod disk;
 mod hot_plug;
 mod initramfs;
