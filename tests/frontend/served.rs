@@ -4,8 +4,11 @@
 
 use std::fs::{self, File};
 use std::path::Path;
+use std::thread;
 
 use guest_harness::Daemon;
+use rustix::process::{Uid, geteuid};
+use rustix::thread::{CapabilitySet, remove_capability_from_bounding_set, set_thread_uid};
 use tempfile::TempDir;
 
 use crate::vmm::{Abilities, Vmm};
@@ -66,4 +69,38 @@ fn daemon_that_ends_in_order_has_all_written_back() {
     let (status, log) = daemon.terminate().unwrap();
     assert!(status.success(), "{log}");
     assert!(holds(&dir.path().join("cow"), 8));
+}
+
+/// A daemon that must not mount has a user namespace, in which there is no user but its own. Pages are
+/// fetched by others all the same: by KVM, whose threads for that are root's, and by VMMs of other users.
+#[test]
+fn window_served_in_a_user_namespace_is_read_by_a_user_who_is_not_in_it() {
+    if !geteuid().is_root() || !fetches_for_all_users() {
+        eprintln!("skipped: it takes root, who can be another user, and Linux 6.12");
+        return;
+    }
+    let dir = tempfile::tempdir().unwrap();
+    let without_mounting = || {
+        // Of this thread, and so of the daemon that it starts.
+        remove_capability_from_bounding_set(CapabilitySet::SYS_ADMIN).unwrap();
+        serve(&dir)
+    };
+    let daemon = thread::scope(|scope| scope.spawn(without_mounting).join().unwrap());
+    let Some(daemon) = daemon else { return };
+    let mut vmm = Vmm::start(daemon.socket(), Abilities::default());
+    assert_eq!(vmm.driver.flush(), 0);
+    let other = thread::spawn(move || {
+        set_thread_uid(Uid::from_raw(65534)).unwrap();
+        let mut byte = [1];
+        vmm.load(0, &mut byte);
+        assert_eq!(byte, [0]);
+    });
+    other.join().unwrap();
+}
+
+/// Whether this kernel has FUSE of Linux 6.12.
+fn fetches_for_all_users() -> bool {
+    let release = fs::read_to_string("/proc/sys/kernel/osrelease").unwrap();
+    let mut numbers = release.split('.').map(|number| number.parse::<u32>().unwrap_or(0));
+    (numbers.next(), numbers.next()) >= (Some(6), Some(12))
 }

@@ -11,13 +11,14 @@ use std::time::{Duration, SystemTime};
 
 use fuser::{
     BsdFileFlags, Errno, FileAttr, FileHandle, FileType, Filesystem, FopenFlags, INodeNo,
-    KernelConfig, LockOwner, OpenFlags, ReplyAttr, ReplyData, ReplyEmpty, ReplyOpen, ReplyWrite,
-    Request, TimeOrNow, WriteFlags,
+    InitFlags, KernelConfig, LockOwner, OpenFlags, ReplyAttr, ReplyData, ReplyEmpty, ReplyOpen,
+    ReplyWrite, Request, TimeOrNow, WriteFlags,
 };
 use pfn_blk::{BioError, NrPages, PAGE_SIZE, PersistError, Pgoff, PgoffRange};
 use tracing::{error, warn};
 
 use super::layers::Layers;
+use super::namespace;
 use super::publication::Permissions;
 use super::unchanged;
 use crate::throttle::Throttle;
@@ -199,6 +200,15 @@ impl Filesystem for RegionFile {
             let _ = config.set_max_readahead(most);
         }
         let _ = config.set_max_background(BACKGROUND);
+        // In a user namespace of ours the kernel fails requests of users that aren't in it. KVM's are
+        // root's: it would ask, and ask again, and the guest would stall at its first page.
+        let all_users = config.add_capabilities(InitFlags::FUSE_ALLOW_IDMAP);
+        if all_users.is_err() && !namespace::is_first() {
+            warn!(
+                "guests under KVM will stall in a window that is served in a user namespace, before \
+                 Linux 6.12; start this as root"
+            );
+        }
         Ok(())
     }
 
