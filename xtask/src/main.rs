@@ -56,7 +56,7 @@ enum Command {
     /// Build the site of docs/ with mdBook, and its page of commands from the command line itself
     Docs,
     /// Build a Debian package, with units for systemd, manual pages and completions
-    Package,
+    Package(package::Options),
     /// Run xfstests, which you bring, built, in guests on two devices of ours, and tell which tests fail
     Fstests(fstests::Options),
     /// Run the filesystem suites in guests, in each window, and make the table in docs/suites.md anew
@@ -85,7 +85,7 @@ fn main() -> ExitCode {
         Command::Plot => plot::draw_all(),
         Command::Dashboard => dashboard::draw(),
         Command::Docs => docs::build(),
-        Command::Package => package::build(),
+        Command::Package(options) => package::run_chosen(&options),
         Command::Fstests(options) => fstests::run(&options),
         Command::Suites(options) => suites::run_all(&options),
         Command::Soak(options) => soak::soak(&options),
