@@ -4,6 +4,7 @@
 
 mod arguments;
 mod control;
+mod documents;
 mod load;
 mod log;
 mod prefetch;

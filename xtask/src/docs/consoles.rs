@@ -2,8 +2,9 @@
 
 //! Whether the commands that the pages show are ones that there are.
 //!
-//! The tutorial's are run, by `tests/tutorial.rs`. Of the others, those of ours are read by the very
-//! parser that reads them when they are typed; each other program has to be known here.
+//! The tutorial's are run, by `tests/tutorial.rs`, and the daemon's on the other pages by
+//! `tests/cli/documents.rs`. Here those of ours are read by the very parser that reads them when they
+//! are typed; each other program has to be known.
 
 use std::fs;
 
@@ -24,7 +25,7 @@ const OTHERS: [(&str, &str); 10] = [
     ("apt-get", "none: it installs"),
     ("git", "none: it fetches"),
     ("make", "none: it builds what is fetched"),
-    ("systemctl", "none: systemd has to run; its own check of the units was passed by hand"),
+    ("systemctl", "the check of the package, which takes too long for each change"),
 ];
 
 /// The commands that the consoles of `text` show, each whole, without what follows `#` or `&`.

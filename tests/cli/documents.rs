@@ -1,0 +1,164 @@
+// SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
+
+//! The commands of the daemon that the pages show, run as they stand there, one after another. Those of
+//! the tutorial are typed by a test of its own.
+
+use std::fs::{self, File};
+use std::io::{BufRead, BufReader};
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+
+use rustix::process::{Pid, Signal, kill_process};
+
+use crate::{DAEMON, Place};
+
+/// Directories of the pages; a test has its own in their place.
+const ROOTS: [&str; 4] = ["/srv/", "/run/", "/etc/", "/tmp/"];
+/// What a daemon logs when it is there.
+const READY: [&str; 3] =
+    ["waiting for a frontend", "published", "all devices that can be are served"];
+
+/// The pages that there are.
+fn pages() -> Vec<PathBuf> {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR"));
+    let docs = fs::read_dir(root.join("docs")).unwrap().map(|entry| entry.unwrap().path());
+    let is_page = |path: &PathBuf| path.extension().is_some_and(|extension| extension == "md");
+    let docs = docs.filter(is_page).filter(|path| !path.ends_with("tutorial.md"));
+    docs.chain([root.join("README.md")]).collect()
+}
+
+/// What follows the daemon's name in each command of its own.
+fn commands(page: &Path) -> Vec<Vec<String>> {
+    let text = fs::read_to_string(page).unwrap().replace("\\\n", " ");
+    let blocks = text.split("```console\n").skip(1).flat_map(|block| block.split("```").next());
+    let typed = blocks.flat_map(str::lines).filter_map(|line| {
+        let line = line.strip_prefix("$ ").or_else(|| line.strip_prefix("# "))?;
+        let mut words = line.split_whitespace().take_while(|word| !matches!(*word, "#" | "&"));
+        let program = words.next()?.rsplit('/').next()?;
+        (program == "vhost-pmemd").then(|| words.map(str::to_owned).collect())
+    });
+    typed.collect()
+}
+
+/// A daemon of a page's, and the directories that the page's commands name.
+struct Page {
+    place: Place,
+    daemon: Option<Child>,
+}
+
+impl Drop for Page {
+    fn drop(&mut self) {
+        self.end();
+    }
+}
+
+impl Page {
+    fn new() -> Self {
+        let place = Place::new();
+        for root in ROOTS {
+            fs::create_dir_all(place.path(&root[1..])).unwrap();
+        }
+        Self { place, daemon: None }
+    }
+
+    /// The daemon, with words of which each is where the page has it, but below our place.
+    fn command(&self, words: &[String]) -> Command {
+        let mut command = Command::new(DAEMON);
+        // The files that have no directory in the pages are in one that snapshots go to, too.
+        command.current_dir(self.place.path("srv")).stdin(Stdio::null());
+        command.args(words.iter().map(|word| self.here(word)));
+        command
+    }
+
+    fn here(&self, word: &str) -> String {
+        let is_below = ROOTS.iter().any(|root| word.starts_with(root));
+        let word = if is_below { self.place.expand(&format!("@{word}")) } else { word.to_owned() };
+        // Someone may listen there.
+        word.replace("127.0.0.1:9187", "127.0.0.1:0")
+    }
+
+    /// The path behind an option.
+    fn path(&self, words: &[String], option: &str) -> Option<PathBuf> {
+        let at = words.iter().position(|word| word == option)?;
+        Some(self.place.path("srv").join(self.here(&words[at + 1])))
+    }
+
+    /// Ends the daemon that there is, and starts one. Whether that is there; not where it takes FUSE, and
+    /// there is none.
+    fn serve(&mut self, words: &[String]) -> bool {
+        self.end();
+        if let Some(file) = self.path(words, "--file").filter(|file| !file.exists()) {
+            if !words.iter().any(|word| word == "--size") {
+                File::create(file).unwrap().set_len(4 << 20).unwrap();
+            }
+        }
+        if let Some(config) = self.path(words, "--config") {
+            let device = "[device.vm1]\nsocket-path = 'vm1.sock'\nfile = 'vm1.img'\nsize = '1M'\n";
+            fs::write(config, device).unwrap();
+        }
+        let mut child = self.command(words).stderr(Stdio::piped()).spawn().unwrap();
+        let lines = BufReader::new(child.stderr.take().unwrap()).lines();
+        self.daemon = Some(child);
+        let mut log = String::new();
+        for line in lines {
+            log += &(line.unwrap() + "\n");
+            if READY.iter().any(|ready| log.contains(ready)) {
+                return true;
+            }
+        }
+        assert!(log.contains("a served window needs"), "{words:?}:\n{log}");
+        eprintln!("skipped: {log}");
+        false
+    }
+
+    fn end(&mut self) {
+        if let Some(mut daemon) = self.daemon.take() {
+            // It may have ended by itself.
+            let _ = kill_process(Pid::from_child(&daemon), Signal::TERM);
+            let _ = daemon.wait();
+        }
+    }
+
+    /// Runs a command that doesn't serve; with a daemon to ask, if it asks one.
+    fn operate(&mut self, words: &[String]) -> bool {
+        let own = |words: &[&str]| words.iter().map(|word| (*word).to_owned()).collect::<Vec<_>>();
+        let value = |option| words.iter().skip_while(|word| *word != option).nth(1);
+        if let (Some(file), Some(overlay)) = (value("--file"), value("--overlay")) {
+            // An overlay that nobody serves.
+            let serve = ["--socket-path", "/run/own", "--file", file, "--overlay", overlay];
+            if !self.serve(&own(&serve)) {
+                return false;
+            }
+            self.end();
+        } else if self.daemon.is_none() {
+            let control = value("--control").unwrap();
+            fs::create_dir_all(Path::new(&self.here(control)).parent().unwrap()).unwrap();
+            assert!(self.serve(&own(&["--config", "/etc/own", "--control", control])));
+        }
+        let output = self.command(words).output().unwrap();
+        assert!(output.status.success(), "{words:?}: {output:?}");
+        true
+    }
+}
+
+#[test]
+fn commands_that_the_pages_show_do_what_they_are_to() {
+    let mut count = 0;
+    for path in pages() {
+        let mut page = Page::new();
+        for words in commands(&path) {
+            let done = if words[0].starts_with("--") {
+                // Its files are its own example's.
+                page = Page::new();
+                page.serve(&words)
+            } else {
+                page.operate(&words)
+            };
+            if !done {
+                return;
+            }
+            count += 1;
+        }
+    }
+    assert!(count > 15, "only {count} commands");
+}
