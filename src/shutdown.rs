@@ -1,11 +1,13 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
 
-//! SIGTERM and SIGINT: finish what is in flight, and end.
+//! SIGTERM, SIGINT and the death of the process that started this one: finish what is in flight, and
+//! end.
 
 use std::io;
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 
+use rustix::process::Signal;
 use signal_hook::consts::{SIGINT, SIGTERM};
 use signal_hook::flag;
 use signal_hook::iterator::Signals;
@@ -14,6 +16,10 @@ use vhost_pmem::Device;
 
 use crate::sandbox::Pass;
 use crate::service;
+
+/// What tells that the process that started this one is gone. It comes once for each of its threads
+/// that Linux has this one pass to before the last is gone, so it isn't one whose second counts.
+pub(crate) const PARENT_DIED: Signal = Signal::USR1;
 
 /// Has the process end on a signal, with success, once the flushes that were taken are answered
 /// and `tidy` was called. A second signal ends it at once, should the storage hang.
@@ -28,7 +34,7 @@ pub(crate) fn on_signal(
         flag::register_conditional_shutdown(signal, 1, Arc::clone(&ending))?;
         flag::register(signal, Arc::clone(&ending))?;
     }
-    let mut signals = Signals::new([SIGTERM, SIGINT])?;
+    let mut signals = Signals::new([SIGTERM, SIGINT, PARENT_DIED.as_raw()])?;
     std::thread::Builder::new().name("signals".to_owned()).spawn(move || {
         pass.enter();
         let signal = signals.forever().next();

@@ -5,14 +5,18 @@
 use std::io::{self, Write};
 use std::path::{Path, PathBuf};
 use std::process::{Child, ChildStdout, Command, Stdio};
+use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
 use std::time::{Duration, Instant};
 
 use rustix::io::ioctl_fionread;
 use rustix::process::{Pid, Signal, kill_process};
+use signal_hook::consts::SIGHUP;
 use tracing::{error, info, warn};
 
 use crate::log::Log;
 use crate::service;
+use crate::shutdown::PARENT_DIED;
 
 /// How long to wait before a process that ended is started again; twice as long each time.
 const DELAYS: [Duration; 2] = [Duration::from_secs(1), Duration::from_secs(60)];
@@ -222,10 +226,12 @@ pub(crate) fn tell_begun() -> io::Result<()> {
     stdout.flush()
 }
 
-/// Has this process end when the one that started it does.
+/// Has this process end when the one that started it does, and not on a SIGHUP: that is for the one
+/// that started it, and who sends it by name sends it to all.
 pub(crate) fn end_with_parent() -> io::Result<()> {
+    signal_hook::flag::register(SIGHUP, Arc::new(AtomicBool::new(false)))?;
     let parent = rustix::process::getppid();
-    rustix::process::set_parent_process_death_signal(Some(Signal::TERM))?;
+    rustix::process::set_parent_process_death_signal(Some(PARENT_DIED))?;
     // It may have ended before.
     if rustix::process::getppid() != parent || parent.is_none_or(Pid::is_init) {
         return Err(io::Error::other("the process that started this one is gone"));

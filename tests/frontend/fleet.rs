@@ -251,6 +251,8 @@ fn configuration_that_is_wrong_changes_nothing() {
     // One that is right, read because of a signal.
     write_config(&fleet.dir, &BTreeMap::from([device("a")]));
     fleet.signal(Signal::HUP);
+    // Who sends it by name sends it to all.
+    rustix::process::kill_process(before["a"], Signal::HUP).unwrap();
     let deadline = Instant::now() + PATIENCE;
     while fleet.ask(&["list"]).0.lines().count() > 2 {
         assert!(Instant::now() < deadline, "{}", fleet.log());
