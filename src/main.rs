@@ -203,25 +203,23 @@ fn serve(cli: &Cli) -> anyhow::Result<()> {
     shutdown::on_signal(Arc::clone(&device), sandbox.pass(Role::Signals), tidy)
         .context("cannot set up signals")?;
     let window = backing::describe(device.window(), nr_pages);
-    if cli.end_with_parent {
-        fleet::tell_begun().context("cannot tell the process that started this one")?;
-    }
     service::ready();
     sandbox.wait_for_all();
     sandbox.enter(Role::Device);
-    if cli.end_with_parent {
-        // Who becomes another user has forgotten.
-        fleet::end_with_parent()?;
-    }
     if let Some(path) = publish {
         info!(%size, %window, path = %path.display(), "published");
     }
+    if let Some(endpoint) = &endpoint {
+        let gpa = device.gpa().map(|start| field::display(format!("{start:#x}")));
+        info!(%size, %window, gpa, socket = %endpoint, "waiting for a frontend");
+    }
+    if cli.end_with_parent {
+        // Who becomes another user has forgotten.
+        fleet::end_with_parent()?;
+        fleet::tell_begun().context("cannot tell the process that started this one")?;
+    }
     let served = match &endpoint {
-        Some(endpoint) => {
-            let gpa = device.gpa().map(|start| field::display(format!("{start:#x}")));
-            info!(%size, %window, gpa, socket = %endpoint, "waiting for a frontend");
-            serve_frontends(&device, endpoint)
-        }
+        Some(endpoint) => serve_frontends(&device, endpoint),
         // Until a signal comes.
         None => loop {
             std::thread::park();
