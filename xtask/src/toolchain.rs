@@ -24,7 +24,8 @@ pub(crate) fn complete() -> Result<()> {
             apt(&["install", "--yes", "--no-install-recommends", "rustfmt", "rust-clippy"])
         })
         .context(
-            "rustfmt and clippy are missing; as root, run `apt-get install rustfmt rust-clippy`",
+            "rustfmt and clippy are missing; as root, run \
+             `apt-get update && apt-get install rustfmt rust-clippy`",
         )
 }
 
