@@ -2,11 +2,10 @@
 
 //! Ten thousand frontends, of which few take their leave.
 
-use std::fs;
 use std::io::Write;
 use std::os::unix::net::UnixStream;
 
-use guest_harness::Daemon;
+use guest_harness::{Daemon, Held};
 use vhost::VhostBackend;
 use vhost::vhost_user::Frontend;
 
@@ -17,23 +16,11 @@ const CONNECTS: u32 = 10_000;
 /// When all that is made once has been made.
 const WARM: u32 = 1000;
 
-/// What the daemon holds.
-#[derive(Debug)]
-struct Held {
-    fds: usize,
-    threads: usize,
-    kib: u64,
-}
-
-impl Held {
-    /// What it holds for one frontend, which is served when the one before is gone altogether.
-    fn by(daemon: &Daemon) -> Self {
-        let count =
-            |what: &str| fs::read_dir(format!("/proc/{}/{what}", daemon.pid())).unwrap().count();
-        let mut vmm = Vmm::start(daemon.socket(), Abilities::default());
-        assert_eq!(vmm.driver.flush(), 0);
-        Self { fds: count("fd"), threads: count("task"), kib: daemon.anonymous_kib().unwrap() }
-    }
+/// What the daemon holds for one frontend, which is served when the one before is gone altogether.
+fn held(daemon: &Daemon) -> Held {
+    let mut vmm = Vmm::start(daemon.socket(), Abilities::default());
+    assert_eq!(vmm.driver.flush(), 0);
+    daemon.held().unwrap()
 }
 
 /// One frontend of many kinds.
@@ -76,11 +63,11 @@ fn ten_thousand_frontends_leave_nothing_behind() {
     let args = ["--file".as_ref(), file.as_os_str(), "--size".as_ref(), "1M".as_ref()];
     let daemon = Daemon::start(DAEMON, args).unwrap();
     (1..=WARM).for_each(|round| connect(&daemon, round));
-    let warm = Held::by(&daemon);
+    let warm = held(&daemon);
     (WARM + 1..=CONNECTS).for_each(|round| connect(&daemon, round));
-    let held = Held::by(&daemon);
-    println!("after {WARM}: {warm:?}, after {CONNECTS}: {held:?}");
-    assert_eq!((held.fds, held.threads), (warm.fds, warm.threads));
+    let last = held(&daemon);
+    println!("after {WARM}: {warm:?}, after {CONNECTS}: {last:?}");
+    assert_eq!((last.fds, last.threads), (warm.fds, warm.threads));
     // A leak of 32 bytes a frontend would be more.
-    assert!(held.kib <= warm.kib + 256, "{warm:?}, then {held:?}");
+    assert!(last.kib <= warm.kib + 256, "{warm:?}, then {last:?}");
 }

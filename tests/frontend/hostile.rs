@@ -266,7 +266,7 @@ fn flood_of_any_kind_fills_neither_log_nor_memory() {
     let daemon = serve(&dir);
     let mut vmm = Vmm::start(daemon.socket(), Abilities::default());
     assert_eq!(vmm.driver.flush(), 0);
-    let before = daemon.anonymous_kib().unwrap();
+    let before = daemon.held().unwrap().kib;
     // Kicks without requests.
     for _ in 0..100_000 {
         vmm.driver.kick.write(1).unwrap();
@@ -290,7 +290,7 @@ fn flood_of_any_kind_fills_neither_log_nor_memory() {
     for index in 0..1000 {
         vmm.driver.publish_bogus_index(0x8000 + index);
     }
-    let after = daemon.anonymous_kib().unwrap();
+    let after = daemon.held().unwrap().kib;
     drop(vmm);
     daemon.wait_for_log("frontend left").unwrap();
     assert!(after < before + 256, "{before} KiB, then {after}");

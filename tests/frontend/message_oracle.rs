@@ -5,7 +5,7 @@
 //!
 //! Also used by the fuzz targets.
 
-use std::fs::{self, File};
+use std::fs::File;
 use std::io::{ErrorKind, IoSlice, Read, Write};
 use std::mem::MaybeUninit;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
@@ -44,9 +44,9 @@ const HANDSHAKE: [(u32, &[u64], usize); 14] = [
     (11, &[0], 0),
 ];
 
-/// Sends what `data` says to the device at `socket`, in process `pid`, whose fds are `idle` in number
-/// while nobody is connected.
-pub(crate) fn check(socket: &Path, pid: u32, idle: usize, data: &[u8]) {
+/// Sends what `data` says to the device at `socket`, whose process has `fds` now, and `idle` while
+/// nobody is connected.
+pub(crate) fn check(socket: &Path, fds: impl Fn() -> usize, idle: usize, data: &[u8]) {
     let mut data = Data(data);
     let mut frontend = Frontend::new(UnixStream::connect(socket).unwrap());
     let begun = usize::from(data.byte()) % (HANDSHAKE.len() + 1);
@@ -63,15 +63,10 @@ pub(crate) fn check(socket: &Path, pid: u32, idle: usize, data: &[u8]) {
     assert_eq!(vmm.driver.flush(), 0, "the next frontend");
     drop(vmm);
     let deadline = Instant::now() + Duration::from_secs(10);
-    while fds(pid) != idle {
-        assert!(Instant::now() < deadline, "{} fds, of {idle}", fds(pid));
+    while fds() != idle {
+        assert!(Instant::now() < deadline, "{} fds, of {idle}", fds());
         thread::sleep(Duration::from_millis(1));
     }
-}
-
-/// How many fds a process has.
-pub(crate) fn fds(pid: u32) -> usize {
-    fs::read_dir(format!("/proc/{pid}/fd")).unwrap().count()
 }
 
 /// What is left of the data; zeroes behind its end.

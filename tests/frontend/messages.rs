@@ -11,7 +11,7 @@ use guest_harness::Daemon;
 use proptest::prelude::*;
 use proptest::test_runner::TestRunner;
 
-use crate::message_oracle::{check, fds};
+use crate::message_oracle::check;
 use crate::vmm::{Abilities, Vmm};
 
 const DAEMON: &str = env!("CARGO_BIN_EXE_vhost-pmemd");
@@ -29,14 +29,16 @@ fn any_messages_leave_a_daemon_that_serves_the_next_frontend() {
     drop(Vmm::start(daemon.socket(), Abilities::default()));
     daemon.wait_for_log("frontend left").unwrap();
     thread::sleep(Duration::from_millis(200));
-    let idle = fds(daemon.pid());
+    let pid = daemon.pid();
+    let fds = move || guest_harness::fds(pid).unwrap();
+    let idle = fds();
 
     let (sender, receiver) = channel::<Vec<u8>>();
     let (done, is_done) = channel();
-    let (socket, pid) = (daemon.socket().to_owned(), daemon.pid());
+    let socket = daemon.socket().to_owned();
     let checker = thread::spawn(move || {
         for data in receiver {
-            check(&socket, pid, idle, &data);
+            check(&socket, fds, idle, &data);
             done.send(()).unwrap();
         }
     });

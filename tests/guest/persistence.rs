@@ -9,7 +9,7 @@ use guest_harness::{Daemon, Kernel, Lab, VmBuilder};
 use tempfile::TempDir;
 
 use crate::filesystem::Filesystem;
-use crate::served::can_serve;
+use crate::served::can_publish;
 use crate::{DAEMON, guest, pages_of, serve, sparse_file};
 
 /// Runs each of the functions as a test on both filesystems, and on each kind of memory.
@@ -84,7 +84,7 @@ fn xfs_of_linux_6_1_on_guest_memory_keeps_what_was_synced() {
 
 #[test]
 fn killed_on_published_guest_memory_finds_what_was_synced() {
-    if can_serve() {
+    if can_publish() {
         let mut memory = Memory::new(Kind::GpaPublished);
         let filesystem = Filesystem::Ext4;
         killed_right_after_fsync_finds_what_was_synced_in_a_clean_filesystem(
@@ -96,7 +96,7 @@ fn killed_on_published_guest_memory_finds_what_was_synced() {
 }
 
 fn on_published(test: Test, filesystem: Filesystem) {
-    if can_serve() {
+    if can_publish() {
         let mut memory = Memory::new(Kind::Published);
         test(&mut memory, filesystem);
         assert_eq!(pages_of(0, &memory.base()), PAGES, "the base was changed");

@@ -6,6 +6,7 @@ mod killed;
 mod live;
 mod read_only;
 
+use std::ffi::OsString;
 use std::fs::File;
 use std::io::Read;
 use std::path::{Path, PathBuf};
@@ -26,11 +27,18 @@ const SECTORS: u64 = SIZE / 512;
 
 /// Whether this machine lets us serve windows; else why not, and the test has nothing to test.
 pub(crate) fn can_serve() -> bool {
+    starts(|_| ["--window".into(), "served".into()])
+}
+
+/// Whether it lets us publish them, too, which takes more.
+pub(crate) fn can_publish() -> bool {
+    starts(|dir| ["--publish".into(), dir.join("window").into()])
+}
+
+fn starts(how: impl FnOnce(&Path) -> [OsString; 2]) -> bool {
     let dir = tempfile::tempdir().unwrap();
-    let file = dir.path().join("file");
-    let args = ["--size", "1M", "--window", "served", "--file"];
-    let args = args.map(AsRef::as_ref).into_iter().chain([file.as_os_str()]);
-    Daemon::start_served(DAEMON, args).unwrap().is_some()
+    let file = ["--size".into(), "1M".into(), "--file".into(), dir.path().join("file").into()];
+    Daemon::start_served(DAEMON, how(dir.path()).into_iter().chain(file)).unwrap().is_some()
 }
 
 /// A word of a table.

@@ -8,12 +8,12 @@ use std::process::Command;
 use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::{Duration, Instant};
 
-use guest_harness::{Daemon, Lab};
+use guest_harness::{Daemon, Held, Lab};
 use tempfile::TempDir;
 
 use crate::DAEMON;
 use crate::filesystem::Filesystem;
-use crate::held::Held;
+use crate::held::{leaks_nothing, settled};
 use crate::ledger::Ledger;
 
 const SIZE: u64 = 512 << 20;
@@ -122,7 +122,7 @@ impl Device {
         let unwell = |line: &&str| line.contains("ERROR") || line.contains("every flush");
         let log = self.daemon.log();
         assert_eq!(log.lines().find(unwell), None, "{}", self.name);
-        self.first.get_or_insert_with(|| Held::by(&self.daemon));
+        self.first.get_or_insert_with(|| settled(&self.daemon));
     }
 
     /// Ends the daemon in order.
@@ -131,8 +131,8 @@ impl Device {
             let ledger = self.intact();
             (ledger.checks, ledger.verified_kib)
         };
-        let (first, last) = (self.first.unwrap(), Held::by(&self.daemon));
-        assert!(first.is_kept_by(&last), "{}: held {first}, then {last}", self.name);
+        let (first, last) = (self.first.unwrap(), settled(&self.daemon));
+        assert!(leaks_nothing(&first, &last), "{}: held {first}, then {last}", self.name);
         let (status, log) = self.daemon.terminate().unwrap();
         assert!(status.success(), "{log}");
         if let Some([base, copy]) = &self.base {

@@ -3,7 +3,6 @@
 //! A `vhost-pmemd` to attach guests to.
 
 use std::ffi::OsStr;
-use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Stdio};
 use std::sync::Arc;
@@ -15,6 +14,7 @@ use rustix::process::{Pid, Signal, kill_process};
 use tempfile::TempDir;
 
 use crate::console::{Console, End};
+use crate::held::Held;
 
 /// A running daemon on a socket of its own; dropping it kills it.
 pub struct Daemon {
@@ -134,17 +134,13 @@ impl Daemon {
         Ok(self.child.try_wait()?)
     }
 
-    /// Its own resident memory in KiB, without what it shares with the executable's file: how much of
-    /// that is there depends on the page cache.
+    /// What it holds.
     ///
     /// # Errors
     ///
-    /// When it has ended.
-    pub fn anonymous_kib(&self) -> Result<u64> {
-        let status = fs::read_to_string(format!("/proc/{}/status", self.pid()))?;
-        let own = status.lines().find_map(|line| line.strip_prefix("RssAnon:"));
-        let own = own.and_then(|own| own.trim().strip_suffix(" kB"));
-        Ok(own.context("the daemon has ended")?.parse()?)
+    /// When it has ended, or Linux doesn't tell.
+    pub fn held(&self) -> Result<Held> {
+        Held::by(self.pid())
     }
 
     /// Sends it `signal`.

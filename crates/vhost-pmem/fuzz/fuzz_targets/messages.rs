@@ -13,6 +13,7 @@ mod message_oracle;
 #[path = "../../../../tests/frontend/vmm.rs"]
 mod vmm;
 
+use std::fs;
 use std::os::unix::net::UnixListener;
 use std::sync::{Arc, OnceLock};
 use std::thread;
@@ -22,13 +23,18 @@ use pfn_blk::{MemoryStore, NrPages, PfnSpace, Region};
 use tempfile::TempDir;
 use vhost_pmem::{Device, WindowChoice};
 
-use crate::message_oracle::{check, fds};
+use crate::message_oracle::check;
 use crate::vmm::{Abilities, Vmm};
 
 struct Server {
     dir: TempDir,
     /// How many fds there are while nobody is connected.
     idle: usize,
+}
+
+/// How many fds this process has.
+fn fds() -> usize {
+    fs::read_dir("/proc/self/fd").unwrap().count()
 }
 
 fn start() -> Server {
@@ -43,11 +49,11 @@ fn start() -> Server {
     // What is made once.
     drop(Vmm::start(&socket, Abilities::default()));
     thread::sleep(Duration::from_millis(500));
-    Server { dir, idle: fds(std::process::id()) }
+    Server { dir, idle: fds() }
 }
 
 libfuzzer_sys::fuzz_target!(|data: &[u8]| {
     static SERVER: OnceLock<Server> = OnceLock::new();
     let server = SERVER.get_or_init(start);
-    check(&server.dir.path().join("socket"), std::process::id(), server.idle, data);
+    check(&server.dir.path().join("socket"), fds, server.idle, data);
 });

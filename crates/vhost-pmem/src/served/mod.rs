@@ -63,8 +63,9 @@ pub enum ServeWindowError {
     NoFuse,
     /// The process must not mount.
     #[error(
-        "a served window needs a FUSE mount, and this process must not mount; run it as root, allow \
-         unprivileged user namespaces, or install fusermount3, of the package fuse3"
+        "a served window needs a FUSE mount, and this process must not mount; run it as root, install \
+         fusermount3, of the package fuse3, or, if it isn't published, allow unprivileged user \
+         namespaces"
     )]
     NotAllowed,
     /// Who may mount in our place would not.
