@@ -26,7 +26,7 @@ impl Publisher {
         let mut log = Vec::new();
         for line in BufReader::new(daemon.0.stderr.take().unwrap()).lines() {
             log.push(line.unwrap());
-            if log.last().unwrap().contains("published") {
+            if log.last().unwrap().contains("INFO published") {
                 return Some(daemon);
             }
         }

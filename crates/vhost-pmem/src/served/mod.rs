@@ -64,7 +64,7 @@ pub enum ServeWindowError {
     /// The process must not mount.
     #[error(
         "a served window needs a FUSE mount, and this process must not mount; run it as root, install \
-         fusermount3, of the package fuse3, or, if it isn't published, allow unprivileged user \
+         fusermount3, of the package fuse3, or, without --publish, allow unprivileged user \
          namespaces"
     )]
     NotAllowed,
