@@ -17,8 +17,8 @@ use vhost_pmem::Device;
 use crate::sandbox::Pass;
 use crate::service;
 
-/// What tells that the process that started this one is gone. It comes once for each of its threads
-/// that Linux has this one pass to before the last is gone, so it isn't one whose second counts.
+/// What tells that the process that started this one is gone. As its threads end, Linux passes this
+/// process on from one to the next, and sends it this each time; so a second one means nothing.
 pub(crate) const PARENT_DIED: Signal = Signal::USR1;
 
 /// Has the process end on a signal, with success, once the flushes that were taken are answered
