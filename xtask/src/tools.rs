@@ -16,7 +16,10 @@ pub(crate) fn obtain(name: &str, version: &str) -> Result<PathBuf> {
     if !program.exists() {
         println!("building {name} {version}, which takes some minutes, once");
         let install = ["install", name, "--locked", "--debug", "--quiet", "--version"];
-        run(cargo(install).arg(version).arg("--root").arg(&root))?;
+        let mut install = cargo(install);
+        // Nobody debugs them, and a quarter of the time goes into what that takes.
+        install.env("CARGO_PROFILE_DEV_DEBUG", "false");
+        run(install.arg(version).arg("--root").arg(&root))?;
     }
     Ok(program)
 }
