@@ -103,6 +103,37 @@ for image in first second one; do
     n=$((n + 1))
 done
 
+# How much a guest brings to the disk in a second is limited by the slice that daemons and VMM are in.
+for unit in vhost-pmem.service vhost-pmem@one.service; do
+    mkdir -p /run/systemd/system/$unit.d
+    printf '[Service]\nSlice=vm1.slice\n' >/run/systemd/system/$unit.d/slice.conf
+done
+systemctl daemon-reload
+run systemctl set-property --runtime vm1.slice "IOWriteBandwidthMax=/var/lib/vhost-pmem 2M"
+systemctl stop vhost-pmem vhost-pmem@one.socket vhost-pmem@one.service
+# What is in memory already is accounted to those who brought it there.
+echo 3 >/proc/sys/vm/drop_caches
+systemctl start vhost-pmem vhost-pmem@one.socket
+cat >/run/guest <<'END'
+set -eu
+# Of a direct window the kernel finds out by and by whose stores it writes.
+for n in 0 2; do
+    mount -o dax=always /dev/pmem$n /mnt
+    tries=0 took=0
+    until [ $took -ge 4 ]; do
+        [ $((tries += 1)) -le 10 ] || { echo "FAILED: no limit"; exit 1; }
+        head -c 16777216 /dev/urandom >/mnt/much
+        from=$(date +%s)
+        sync
+        took=$(($(date +%s) - from))
+    done
+    echo "16 MiB on /dev/pmem$n brought to the disk in $took s, as sync $tries"
+    umount /mnt
+done
+END
+echo "# a guest in that slice"
+systemd-run --quiet --scope --slice=vm1.slice unshare --mount sh /run/start-guest </run/guest
+
 # Longer than the watchdog's patience, and never started again.
 running=$((($(date +%s%6N) - $(date -d "$(of vhost-pmem ActiveEnterTimestamp)" +%s%6N)) / 1000000))
 echo "vhost-pmem.service: ready for $running s, watchdog $(of vhost-pmem WatchdogUSec)"
