@@ -15,7 +15,7 @@ use crate::Command;
 use crate::command_line::Cli;
 
 /// Programs of others that the pages show, and where a test runs them so; or why none does.
-const OTHERS: [(&str, &str); 10] = [
+const OTHERS: [(&str, &str); 11] = [
     ("qemu-system-x86_64", "each guest test, with these words for the device"),
     ("mkfs.ext4", "each guest test"),
     ("mount", "each guest test"),
@@ -26,6 +26,7 @@ const OTHERS: [(&str, &str); 10] = [
     ("git", "none: it fetches"),
     ("make", "none: it builds what is fetched"),
     ("systemctl", "the check of the package, which takes too long for each change"),
+    ("systemd-run", "the same"),
 ];
 
 /// The commands that the consoles of `text` show, each whole, without what follows `#` or `&`.
