@@ -12,7 +12,7 @@ use rustix::fs::{AtFlags, FileType, FlockOperation, FsWord, Mode, OFlags, StatxF
 use rustix::io::Errno;
 use thiserror::Error;
 
-use super::{Access, Store, origin_mark, write_out};
+use super::{Access, Store, attribute, origin_mark, write_out};
 use crate::page::{InvalidPages, NrPages, PAGE_SIZE, Pgoff};
 
 /// Why a file can't be a store. Displays without the file's name, which the caller knows.
@@ -247,6 +247,14 @@ impl Store for FileStore {
         // fdatasync(2) writes the pages dirtied through any mapping of the file, by any process,
         // and with them the metadata that is needed to find them again.
         self.file.sync_data()
+    }
+
+    fn attribute(&self, name: &str) -> io::Result<Option<Vec<u8>>> {
+        attribute::get(&self.file, name)
+    }
+
+    fn set_attribute(&self, name: &str, value: Option<&[u8]>) -> io::Result<()> {
+        attribute::set(&self.file, name, value)
     }
 }
 

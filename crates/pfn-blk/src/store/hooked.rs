@@ -18,6 +18,10 @@ pub enum StoreOperation {
     Write(PgoffRange),
     /// Make everything durable.
     Persist,
+    /// Read a note beside its pages.
+    Attribute,
+    /// Write one.
+    SetAttribute,
 }
 
 /// A store behind a hook that is called before each operation, and may take its time or fail it.
@@ -86,6 +90,16 @@ where
     fn persist(&self) -> io::Result<()> {
         (self.hook)(StoreOperation::Persist)?;
         self.store.persist()
+    }
+
+    fn attribute(&self, name: &str) -> io::Result<Option<Vec<u8>>> {
+        (self.hook)(StoreOperation::Attribute)?;
+        self.store.attribute(name)
+    }
+
+    fn set_attribute(&self, name: &str, value: Option<&[u8]>) -> io::Result<()> {
+        (self.hook)(StoreOperation::SetAttribute)?;
+        self.store.set_attribute(name, value)
     }
 }
 

@@ -2,14 +2,17 @@
 
 //! Anonymous memory as a store.
 
+use std::collections::BTreeMap;
 use std::fs::File;
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd};
 use std::os::unix::fs::FileExt;
+use std::sync::Mutex;
 
 use rustix::fs::{MemfdFlags, SealFlags};
 
 use super::{Access, Store};
+use crate::lock::lock;
 use crate::page::{NrPages, Pgoff};
 
 /// A memfd: pages that live as long as the process and those that map them, and can't shrink.
@@ -18,6 +21,7 @@ pub struct MemoryStore {
     name: String,
     file: File,
     nr_pages: NrPages,
+    attributes: Mutex<BTreeMap<String, Vec<u8>>>,
 }
 
 impl MemoryStore {
@@ -29,7 +33,7 @@ impl MemoryStore {
         // Nobody who maps it can be made to fault.
         let seals = SealFlags::SHRINK | SealFlags::GROW | SealFlags::SEAL;
         rustix::fs::fcntl_add_seals(&file, seals)?;
-        Ok(Self { name: name.to_owned(), file, nr_pages })
+        Ok(Self { name: name.to_owned(), file, nr_pages, attributes: Mutex::default() })
     }
 }
 
@@ -64,6 +68,19 @@ impl Store for MemoryStore {
 
     fn persist(&self) -> io::Result<()> {
         // There is nothing that it could lose and the process keep.
+        Ok(())
+    }
+
+    fn attribute(&self, name: &str) -> io::Result<Option<Vec<u8>>> {
+        Ok(lock(&self.attributes).get(name).cloned())
+    }
+
+    fn set_attribute(&self, name: &str, value: Option<&[u8]>) -> io::Result<()> {
+        let mut attributes = lock(&self.attributes);
+        match value {
+            Some(value) => attributes.insert(name.to_owned(), value.to_owned()),
+            None => attributes.remove(name),
+        };
         Ok(())
     }
 }

@@ -2,6 +2,7 @@
 
 //! Stores: the leaves of a stack, each an open file with pages behind it.
 
+mod attribute;
 mod file;
 mod hooked;
 mod memory;
@@ -61,4 +62,9 @@ pub trait Store: fmt::Debug + Send + Sync {
     /// After an error the kernel has forgotten what it couldn't write: a later success of the same
     /// call says nothing about it. [`Pagemap::persist`](crate::Pagemap::persist) remembers.
     fn persist(&self) -> io::Result<()>;
+    /// The note of that name beside the pages, if there is one. `Unsupported` where none can be kept.
+    fn attribute(&self, name: &str) -> io::Result<Option<Vec<u8>>>;
+    /// Puts `value` in the note's place, or removes it. Durable when it returns. After an error the
+    /// note is the old one or the new one.
+    fn set_attribute(&self, name: &str, value: Option<&[u8]>) -> io::Result<()>;
 }

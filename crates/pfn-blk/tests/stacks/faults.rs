@@ -33,6 +33,7 @@ fn follow(plan: &Mutex<Plan>, number: usize, operation: StoreOperation) -> io::R
     let mut plan = plan.lock().unwrap();
     let fails = match operation {
         StoreOperation::Persist => plan.sync_fails == Some(number),
+        StoreOperation::Attribute | StoreOperation::SetAttribute => false,
         StoreOperation::Read(pages) | StoreOperation::Write(pages) => {
             assert!(!plan.failed, "it went on after a failure");
             plan.done.push((number, pages));

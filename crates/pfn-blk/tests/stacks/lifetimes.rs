@@ -173,6 +173,12 @@ fn no_pfn_is_handed_out_twice_in_a_million_rounds() {
         fn persist(&self) -> std::io::Result<()> {
             Ok(())
         }
+        fn attribute(&self, _: &str) -> std::io::Result<Option<Vec<u8>>> {
+            Ok(None)
+        }
+        fn set_attribute(&self, _: &str, _: Option<&[u8]>) -> std::io::Result<()> {
+            Ok(())
+        }
     }
 
     let mut space = PfnSpace::new();

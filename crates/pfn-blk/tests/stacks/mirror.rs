@@ -42,6 +42,7 @@ enum Kind {
     Read,
     Write,
     Persist,
+    Note,
 }
 
 impl Control {
@@ -79,6 +80,7 @@ impl Control {
             StoreOperation::Read(_) => Kind::Read,
             StoreOperation::Write(_) => Kind::Write,
             StoreOperation::Persist => Kind::Persist,
+            StoreOperation::Attribute | StoreOperation::SetAttribute => Kind::Note,
         };
         let meanwhile = self.meanwhile.lock().unwrap().take_if(|(of, _)| *of == kind);
         if let Some((_, act)) = meanwhile {

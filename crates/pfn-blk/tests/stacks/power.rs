@@ -35,6 +35,8 @@ struct Disk {
     medium: Vec<u8>,
     /// All that was written to a sector since the last sync.
     cached: BTreeMap<usize, Vec<[u8; SECTOR]>>,
+    /// Notes beside the pages, which are durable at once, or not there.
+    attributes: BTreeMap<String, Vec<u8>>,
     /// How many operations go well until all fail.
     left: Option<usize>,
 }
@@ -239,6 +241,22 @@ impl Store for VolatileStore {
     fn persist(&self) -> io::Result<()> {
         self.power.operate(self.number, |disk| {
             disk.sync();
+            Ok(())
+        })
+    }
+
+    fn attribute(&self, name: &str) -> io::Result<Option<Vec<u8>>> {
+        self.power.read(self.number)?;
+        let switch = self.power.0.lock().unwrap();
+        Ok(switch.disks[self.number].attributes.get(name).cloned())
+    }
+
+    fn set_attribute(&self, name: &str, value: Option<&[u8]>) -> io::Result<()> {
+        self.power.operate(self.number, |disk| {
+            match value {
+                Some(value) => disk.attributes.insert(name.to_owned(), value.to_owned()),
+                None => disk.attributes.remove(name),
+            };
             Ok(())
         })
     }

@@ -259,6 +259,14 @@ impl Store for ServedStore {
     fn persist(&self) -> io::Result<()> {
         self.files().synced.sync_data()
     }
+
+    fn attribute(&self, _name: &str) -> io::Result<Option<Vec<u8>>> {
+        Err(io::ErrorKind::Unsupported.into())
+    }
+
+    fn set_attribute(&self, _name: &str, _value: Option<&[u8]>) -> io::Result<()> {
+        Err(io::ErrorKind::Unsupported.into())
+    }
 }
 
 impl std::fmt::Debug for ServedStore {
