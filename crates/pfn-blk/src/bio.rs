@@ -74,6 +74,17 @@ pub enum BioError {
         #[source]
         source: Arc<io::Error>,
     },
+    /// A note beside a store's pages could not be read or written.
+    #[error("cannot {direction} an extended attribute of {store}")]
+    Attribute {
+        /// Which way.
+        direction: Direction,
+        /// The store's name.
+        store: String,
+        /// The system's reason.
+        #[source]
+        source: Arc<io::Error>,
+    },
     /// The store is gone.
     #[error(transparent)]
     Disabled(#[from] StoreDisabled),
@@ -101,6 +112,9 @@ pub enum BioError {
     /// Pages could not be made durable.
     #[error(transparent)]
     Persist(#[from] PersistError),
+    /// The system has no random numbers.
+    #[error("cannot obtain a random number")]
+    Random(#[source] Arc<io::Error>),
     /// The bio was dropped and never submitted.
     #[error("the bio was never submitted")]
     Abandoned,

@@ -34,6 +34,11 @@ impl Claims {
         first(&runs, pages)
     }
 
+    /// Whether no target has any of the pages to itself.
+    pub(crate) fn is_empty(&self) -> bool {
+        lock(&self.0).is_empty()
+    }
+
     fn add(&self, pages: PgoffRange) -> Result<(), Pgoff> {
         let mut runs = lock(&self.0);
         match first(&runs, pages) {

@@ -119,6 +119,6 @@ pub use store::{
 pub use table::{InvalidTable, StoreSet, Table};
 pub use target::{
     ErrorTarget, InSync, InvalidLinear, InvalidMetadata, InvalidMirror, InvalidSnapshot,
-    InvalidStriped, LegState, Linear, Mirror, MirrorLog, MirrorStatus, Snapshot, SnapshotUsage,
-    Striped, Target, ZeroTarget,
+    InvalidStriped, LegState, Linear, Mirror, MirrorLog, MirrorStatus, ReplaceError, Snapshot,
+    SnapshotUsage, Striped, Target, ZeroTarget, leave_mirrors,
 };

@@ -121,7 +121,8 @@ pub(super) fn load<H: Header>(
     Ok(header)
 }
 
-fn decode<H: Header>(page: &[u8]) -> Result<Option<H>, InvalidMetadata> {
+/// The header that `page`, which begins with one, holds; none if it is blank.
+pub(super) fn decode<H: Header>(page: &[u8]) -> Result<Option<H>, InvalidMetadata> {
     if is_blank(page) {
         return Ok(None);
     }

@@ -14,7 +14,9 @@ use std::fmt;
 pub use self::constant::{ErrorTarget, ZeroTarget};
 pub use self::linear::{InvalidLinear, Linear};
 pub use self::metadata::InvalidMetadata;
-pub use self::mirror::{InSync, InvalidMirror, LegState, Mirror, MirrorLog, MirrorStatus};
+pub use self::mirror::{
+    InSync, InvalidMirror, LegState, Mirror, MirrorLog, MirrorStatus, ReplaceError, leave_mirrors,
+};
 pub use self::snapshot::{InvalidSnapshot, Snapshot, SnapshotUsage};
 pub use self::striped::{InvalidStriped, Striped};
 use crate::bio::{BioError, BioVec};

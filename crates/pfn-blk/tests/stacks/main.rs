@@ -11,6 +11,7 @@ mod lifetimes;
 #[path = "../../../../tests/guest/loop_device.rs"]
 mod loop_device;
 mod mirror;
+mod mirror_legs;
 mod mirror_log;
 mod model;
 mod power;

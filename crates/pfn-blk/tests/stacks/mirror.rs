@@ -178,8 +178,8 @@ fn leg_that_fails_a_write_is_dropped_and_gets_what_it_missed() {
     assert_eq!(mirror.status().stale, 2);
 
     let status = mirror.resync().unwrap();
-    // The regions of pages 6 and 11, and no other.
-    assert_eq!(two.take_written(), [6, 7, 10, 11]);
+    // What differs in the regions of pages 6 and 11.
+    assert_eq!(two.take_written(), [6, 11]);
     assert_eq!((status.legs, status.stale, status.regions), (vec![Healthy, Healthy], 0, 8));
     assert!(parts.legs_are_equal());
 }
@@ -308,13 +308,15 @@ fn resync_that_fails_leaves_all_that_it_copied_to_be_copied_again() {
     let parts = Parts::new();
     let [one, two] = parts.controls();
     let (mirror, region) = parts.open(InSync::Yes);
+    write(&region, 3, 7).unwrap();
+    assert_eq!(two.take_written(), [3]);
     two.set_broken(true);
     write(&region, 3, 8).unwrap();
     two.set_broken(false);
     let broken = Arc::clone(&parts.legs[0].control);
     one.meanwhile(Kind::Persist, move || broken.set_broken(true));
     mirror.resync().unwrap_err();
-    assert_eq!(two.take_written(), [2, 3]);
+    assert_eq!(two.take_written(), [3]);
     assert_eq!((states(&mirror), mirror.status().stale), (vec![Healthy, Failed], 1));
 }
 
@@ -438,7 +440,8 @@ fn log_knows_what_was_written_when_the_process_ended() {
     let (mirror, region) = parts.open(InSync::AsLogged);
     assert_eq!(mirror.status().stale, 2);
     mirror.resync().unwrap();
-    assert_eq!(two.take_written(), [0, 1, 14, 15]);
+    // All that was written had reached both.
+    assert!(two.take_written().is_empty());
     // Regions that are left alone are forgotten some persists later.
     (0..3).for_each(|_| region.persist(region.pages()).unwrap());
     drop((mirror, region));

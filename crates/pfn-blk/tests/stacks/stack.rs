@@ -237,19 +237,26 @@ impl Builder<'_> {
         (Arc::new(Striped::try_new(stripes, nr_pages(chunk), len).unwrap()), all)
     }
 
-    /// A mirror of the ends of its legs, with a log if the region's size is even.
+    /// A mirror of the ends of its legs, with a log if the region's size is even. Each leg is followed
+    /// by a page for its label: those that are mirrors or snapshots have no stores of their own.
     fn build_mirror(&mut self, region: u64, legs: &[Stack]) -> (Arc<dyn Target>, Pages) {
-        let built: Vec<_> = legs.iter().map(|leg| self.build(&leg.solid()).0).collect();
-        let len = built.iter().map(|leg| leg.nr_pages().get()).min().unwrap();
+        let leg = |leg: &Stack| Stack::Table(vec![leg.solid(), Stack::Store(1)]);
+        let built: Vec<_> = legs.iter().map(|one| self.build(&leg(one)).0).collect();
+        let len = built.iter().map(|leg| leg.nr_pages().get() - 1).min().unwrap();
         let device = (region % 2 == 0).then(|| self.build(&Stack::Store(2)).0);
         let region = nr_pages(1 + region % len);
         let log = MirrorLog { device, region, in_sync: InSync::AsLogged };
         let mut legs = Vec::new();
         let mut used: Vec<Arc<dyn Target>> = Vec::new();
         for leg in built {
-            let start = leg.nr_pages().get() - len;
+            let start = leg.nr_pages().get() - 1 - len;
             used.push(Arc::new(Linear::try_new(Arc::clone(&leg), range(start, len)).unwrap()));
             legs.push((leg, Pgoff::try_new(start).unwrap()));
+        }
+        if self.is_new {
+            // Which is what a new mirror is copied from.
+            let first = Region::try_new(Arc::clone(&used[0])).unwrap();
+            first.write(first.pages(), &fill(&vec![1; usize::try_from(len).unwrap()])).unwrap();
         }
         let mirror = Arc::new(Mirror::open(legs, log, nr_pages(len)).unwrap());
         if self.is_new {

@@ -11,7 +11,11 @@ use tracing::warn;
 use zerocopy::little_endian::{U32, U64};
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
 
-use super::{InSync, InvalidMirror};
+use super::belief::{Belief, Found, Logged};
+use super::label::Members;
+use super::leg::Leg;
+use super::roll::Roll;
+use super::{InvalidMirror, LEGS_MAX, States, bit};
 use crate::bio::BioError;
 use crate::page::{NrPages, PgoffRange};
 use crate::persist::persist_all;
@@ -33,14 +37,15 @@ const PAGE_BITS: u64 = SECTOR_BITS * (PAGE_BYTES / SECTOR_BYTES) as u64;
 struct LogHeader {
     nr_pages: U64,
     region: U64,
-    legs: U32,
-    /// The legs that lack what was written, a bit for each.
-    behind: U32,
+    /// What the legs said when they last said the same as the log.
+    members: Members,
+    /// The first event since which the bits tell all that any leg lacks.
+    whole: U64,
 }
 
 impl Header for LogHeader {
     const MAGIC: [u8; 8] = *b"pfnblkML";
-    const VERSION: u32 = 1;
+    const VERSION: u32 = 2;
     const WHAT: &'static str = "mirror log";
 }
 
@@ -78,7 +83,6 @@ pub(super) struct Geometry {
     pub(super) nr_pages: NrPages,
     /// The size of a region.
     pub(super) region: NrPages,
-    pub(super) legs: u32,
 }
 
 impl Geometry {
@@ -110,7 +114,7 @@ pub(super) struct Log {
     device: Option<Arc<dyn Target>>,
     /// Whether the device has no header yet.
     blank: bool,
-    /// Why it can't be kept any more. Final: what it says isn't known.
+    /// Why it, or a label, can't be kept any more. Final: what is written there isn't known.
     failed: Option<BioError>,
     stale: FixedBitSet,
     /// Whether bits of pages were set that no record is about to write.
@@ -118,63 +122,47 @@ pub(super) struct Log {
     written: BTreeMap<u64, Activity>,
     /// How many persists have begun.
     persists: u64,
-    /// The legs that are behind, as it is written down.
-    behind: u8,
+    /// Which legs have everything, as they and the log say.
+    roll: Roll,
 }
 
-impl Log {
-    /// Opens the log on `device`, or makes one for this run only. One that isn't writable is read,
-    /// and then left alone.
-    pub(super) fn open(
+/// What a log's device says.
+pub(super) struct Loaded {
+    device: Option<Arc<dyn Target>>,
+    geometry: Geometry,
+    header: Option<LogHeader>,
+    stale: FixedBitSet,
+}
+
+impl Loaded {
+    /// Reads what the device says, if there is one and it isn't blank.
+    pub(super) fn read(
         device: Option<Arc<dyn Target>>,
         geometry: Geometry,
-        in_sync: InSync,
-        is_writable: bool,
     ) -> Result<Self, InvalidMirror> {
         let regions = geometry.regions();
         if regions > REGIONS_MAX {
             return Err(InvalidMirror::SmallRegion(geometry.region));
         }
         let stale = FixedBitSet::with_capacity(index(regions));
-        let mut log = Self {
-            geometry,
-            device,
-            blank: true,
-            failed: None,
-            stale,
-            unwritten: false,
-            written: BTreeMap::new(),
-            persists: 0,
-            behind: 0,
-        };
-        log.load()?;
-        if in_sync == InSync::No || (log.blank && in_sync == InSync::AsLogged) {
-            log.stale.insert_range(..);
-        }
-        log.device = log.device.filter(|_| is_writable);
-        Ok(log)
-    }
-
-    /// Reads what the device says, unless it is blank.
-    fn load(&mut self) -> Result<(), InvalidMirror> {
-        let Some(device) = &self.device else { return Ok(()) };
-        let pages = self.geometry.regions().div_ceil(PAGE_BITS);
+        let mut loaded = Self { device: device.clone(), geometry, header: None, stale };
+        let Some(device) = device else { return Ok(loaded) };
+        let pages = regions.div_ceil(PAGE_BITS);
         let least = NrPages::try_new(1 + pages).expect("a bitmap is small");
         if device.nr_pages() < least {
             return Err(InvalidMirror::SmallLog { log: device.nr_pages(), least });
         }
-        let Some(header) = metadata::load::<LogHeader>(&**device, 1)? else { return Ok(()) };
-        let Geometry { nr_pages, region, legs } = self.geometry;
-        check("size in pages", header.nr_pages.get(), nr_pages.get())?;
-        check("region size in pages", header.region.get(), region.get())?;
-        check("number of legs", header.legs.get().into(), legs.into())?;
-        self.blank = false;
-        let behind = u8::try_from(header.behind.get()).ok();
-        // One leg has everything, always.
-        let behind = behind.filter(|behind| behind.count_ones() < legs);
-        self.behind = behind.ok_or(InvalidMetadata::Header)?;
-        let bitmap = metadata::read(&**device, range(1, pages)).map_err(InvalidMetadata::Read)?;
-        let sectors = <[Sector]>::ref_from_bytes(&bitmap).expect("a page is full of sectors");
+        let Some(header) = metadata::load::<LogHeader>(&*device, 1)? else { return Ok(loaded) };
+        check("size in pages", header.nr_pages.get(), geometry.nr_pages.get())?;
+        check("region size in pages", header.region.get(), geometry.region.get())?;
+        let bitmap = metadata::read(&*device, range(1, pages)).map_err(InvalidMetadata::Read)?;
+        loaded.read_bits(&bitmap);
+        loaded.header = Some(header);
+        Ok(loaded)
+    }
+
+    fn read_bits(&mut self, bitmap: &[u8]) {
+        let sectors = <[Sector]>::ref_from_bytes(bitmap).expect("a page is full of sectors");
         for (number, sector) in (0..).zip(sectors) {
             let first = number * SECTOR_BITS;
             let regions = first..(first + SECTOR_BITS).min(self.geometry.regions());
@@ -189,18 +177,64 @@ impl Log {
                 }
             }
         }
-        Ok(())
     }
 
+    /// Which legs had everything.
+    pub(super) fn members(&self) -> Logged {
+        self.header.as_ref().map_or(Logged::Nothing, |header| Logged::Members(header.members))
+    }
+
+    /// The log of a mirror whose legs are as `belief` says. Where not `may_trust`, or the legs have
+    /// gone on without it, it says that everything is stale. One that isn't writable is left alone.
+    pub(super) fn open(
+        self,
+        belief: &Belief,
+        may_trust: bool,
+        found: &[Found],
+        is_writable: bool,
+    ) -> Log {
+        let Self { device, geometry, header, stale } = self;
+        let mut roll = Roll::new(belief);
+        if let Some(header) = header.filter(|_| belief.is_logged) {
+            roll.set_whole(header.whole.get());
+        }
+        let mut log = Log {
+            geometry,
+            device: device.filter(|_| is_writable),
+            blank: header.is_none(),
+            failed: None,
+            stale,
+            unwritten: false,
+            written: BTreeMap::new(),
+            persists: 0,
+            roll,
+        };
+        let lacks_more = (0..).zip(found).any(|(leg, found)| {
+            let is_told =
+                matches!(found, Found::Labelled(label) if log.roll.covers(label.events()));
+            belief.behind & bit(leg) != 0 && !is_told
+        });
+        if !may_trust || lacks_more {
+            log.differ_everywhere();
+        }
+        log
+    }
+}
+
+impl Log {
     /// The legs that are not to be read before a resync, when the mirror is opened: those that are
     /// behind, and where any region is stale all but the first that isn't.
-    pub(super) fn recovering(&self) -> u8 {
+    pub(super) fn recovering(&self, belief: &Belief, legs: usize) -> u8 {
         if self.stale.is_clear() {
-            return self.behind;
+            return belief.behind;
         }
-        let believed = self.behind.trailing_ones();
-        let all = u8::MAX >> (u8::BITS - self.geometry.legs);
-        all & !(1 << believed)
+        let believed = (belief.behind | belief.missing).trailing_ones();
+        let all = u8::MAX >> (LEGS_MAX - legs);
+        all & !(1 << believed) & !belief.missing
+    }
+
+    pub(super) fn roll(&mut self) -> &mut Roll {
+        &mut self.roll
     }
 
     /// How many regions are stale.
@@ -213,27 +247,26 @@ impl Log {
         (from..self.geometry.regions()).find(|region| self.stale.contains(index(*region)))
     }
 
-    /// Writes to `regions` are about to begin, with the legs `behind` behind. Where `missed`, a
-    /// leg misses them.
+    /// Writes to `regions` are about to begin. Returns how the legs are then: one that can't be told
+    /// is dropped.
     pub(super) fn begin(
         &mut self,
         regions: Range<u64>,
-        behind: u8,
-        missed: bool,
-    ) -> Result<(), BioError> {
+        states: States,
+        legs: &[Arc<Leg>],
+    ) -> Result<States, BioError> {
         let mut pages = BTreeSet::new();
         for region in regions.clone() {
             if !self.is_dirty(region) {
                 pages.insert(region / PAGE_BITS);
             }
             self.written.entry(region).or_default().in_flight += 1;
-            if missed {
-                self.stale.insert(index(region));
-            }
         }
-        let done = self.record(&pages, behind);
-        if done.is_err() {
-            self.end(regions);
+        let done = self.record(&pages, states, legs);
+        match &done {
+            Ok(states) if states.failed != 0 => self.differ(regions),
+            Ok(_) => {}
+            Err(_) => self.end(regions),
         }
         done
     }
@@ -259,10 +292,11 @@ impl Log {
         }
     }
 
-    /// A leg has lost what it had: all of it, for all that anybody knows.
+    /// A leg may lack anything.
     pub(super) fn differ_everywhere(&mut self) {
         self.stale.insert_range(..);
         self.unwritten = true;
+        self.roll.set_whole(0);
     }
 
     /// A persist begins. Returns its number.
@@ -295,53 +329,78 @@ impl Log {
         self.written.entry(region).or_default().last = self.persists;
     }
 
-    /// Has the header say which legs are behind.
-    pub(super) fn record_behind(&mut self, behind: u8) -> Result<(), BioError> {
-        self.record(&BTreeSet::new(), behind)
+    /// Has the legs, and the log, say which of them have everything, if that has changed or wasn't
+    /// said since the mirror was opened.
+    pub(super) fn record_states(
+        &mut self,
+        states: States,
+        legs: &[Arc<Leg>],
+    ) -> Result<States, BioError> {
+        self.record(&BTreeSet::new(), states, legs)
     }
 
-    /// Makes durable what `pages` of the bitmap and the header should say.
-    fn record(&mut self, pages: &BTreeSet<u64>, behind: u8) -> Result<(), BioError> {
+    /// Makes durable what `pages` of the bitmap should say, and then who has everything. Returns how
+    /// the legs are: one that can't be told is dropped.
+    fn record(
+        &mut self,
+        pages: &BTreeSet<u64>,
+        states: States,
+        legs: &[Arc<Leg>],
+    ) -> Result<States, BioError> {
         if let Some(failed) = &self.failed {
             return Err(failed.clone());
         }
-        let Some(device) = self.device.clone() else {
-            self.behind = behind;
-            return Ok(());
-        };
-        if pages.is_empty() && self.behind == behind && !self.blank && !self.unwritten {
-            return Ok(());
+        let done = self.try_record(pages, states, legs);
+        match &done {
+            Err(error) => self.failed = Some(BioError::clone(error)),
+            Ok(now) if now.failed != states.failed => self.differ_where_written(),
+            Ok(_) => {}
         }
-        let all = (0..self.geometry.regions().div_ceil(PAGE_BITS)).collect();
-        let pages = if self.blank || self.unwritten { &all } else { pages };
-        let record = || {
-            if self.blank || self.behind != behind {
-                metadata::write(&*device, 0, &self.header(behind))?;
-            }
+        done
+    }
+
+    /// In this order: a leg that says that it lacks something is one whose bits are set, and a log
+    /// that says what the legs say has the bits of all that came before.
+    fn try_record(
+        &mut self,
+        pages: &BTreeSet<u64>,
+        mut states: States,
+        legs: &[Arc<Leg>],
+    ) -> Result<States, BioError> {
+        let is_due = self.roll.is_due(states.behind());
+        if let Some(device) = self.device.clone() {
             if self.blank {
-                // No bitmap without a header: a blank log is told by both.
+                // No bitmap without a header: a blank log is told by both. It is of no event yet.
+                let members = Members { events: U64::ZERO, ..*self.roll.members() };
+                metadata::write(&*device, 0, &self.header(members))?;
                 persist_all(&*device)?;
             }
-            pages.iter().try_for_each(|page| self.write_page(*page))?;
-            Ok(persist_all(&*device)?)
-        };
-        if let Err(error) = record() {
-            self.failed = Some(BioError::clone(&error));
-            return Err(error);
+            let all = (0..self.geometry.regions().div_ceil(PAGE_BITS)).collect();
+            let pages = if self.blank || self.unwritten { &all } else { pages };
+            if !pages.is_empty() {
+                pages.iter().try_for_each(|page| self.write_page(*page))?;
+                persist_all(&*device)?;
+            }
+        }
+        if is_due {
+            states = self.roll.write(states, legs)?;
+            if let Some(device) = &self.device {
+                metadata::write(&**device, 0, &self.header(*self.roll.members()))?;
+                persist_all(&**device)?;
+            }
         }
         self.blank = false;
         self.unwritten = false;
-        self.behind = behind;
-        Ok(())
+        Ok(states)
     }
 
-    fn header(&self, behind: u8) -> Vec<u8> {
-        let Geometry { nr_pages, region, legs } = self.geometry;
+    fn header(&self, members: Members) -> Vec<u8> {
+        let Geometry { nr_pages, region } = self.geometry;
         metadata::encode(&LogHeader {
             nr_pages: nr_pages.get().into(),
             region: region.get().into(),
-            legs: legs.into(),
-            behind: u32::from(behind).into(),
+            members,
+            whole: self.roll.whole().into(),
         })
     }
 

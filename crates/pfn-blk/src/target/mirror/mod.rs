@@ -2,24 +2,35 @@
 
 //! `mirror`: the same pages on several legs.
 
+mod belief;
+mod error;
+mod label;
+mod leg;
 mod log;
+mod resync;
+mod roll;
+mod state;
 
-use std::fmt;
 use std::io;
-use std::sync::atomic::{AtomicU16, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard};
+use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
 
-use thiserror::Error;
-use tracing::warn;
+use rustix::rand::{GetRandomFlags, getrandom};
+use tracing::{info, warn};
 
-use self::log::{Geometry, Log};
-use super::metadata::{self, InvalidMetadata};
-use super::{InvalidLinear, Linear, Target, access_of};
-use crate::bio::{BioError, BioVec, Buffer, Direction};
-use crate::claim::{Claim, Claimed};
+use self::belief::{Belief, Logged, believe};
+pub use self::error::{InvalidMirror, ReplaceError};
+pub use self::label::leave_mirrors;
+use self::leg::Leg;
+use self::log::{Geometry, Loaded, Log};
+use self::state::States;
+pub use self::state::{LegState, MirrorStatus};
+use super::{Target, access_of};
+use crate::bio::{BioError, BioVec, Direction};
+use crate::claim::Claim;
 use crate::extent::{Extent, NotDirect, NotDirectReason};
 use crate::lock::lock;
-use crate::page::{InvalidPages, NrPages, Pgoff, PgoffRange};
+use crate::page::{NrPages, Pgoff, PgoffRange};
 use crate::pagemap::Pagemap;
 use crate::persist::{PersistError, SyncPoint, SyncSet, at_once, persist_all};
 use crate::store::Access;
@@ -29,47 +40,6 @@ const LEGS_MAX: usize = 8;
 /// As many locks as are shared out among the regions.
 const REGION_LOCKS: u64 = 64;
 
-/// Legs and a log that make no mirror.
-#[derive(Debug, Clone, Error)]
-#[non_exhaustive]
-pub enum InvalidMirror {
-    /// Not as many legs as there can be.
-    #[error("{0} legs; there must be from 2 to {LEGS_MAX}")]
-    Legs(usize),
-    /// A leg that reaches past what is beneath it.
-    #[error("leg {leg}")]
-    Leg {
-        /// Which one.
-        leg: usize,
-        /// How far it reaches.
-        #[source]
-        source: InvalidLinear,
-    },
-    /// A leg's first page that is too large a number.
-    #[error(transparent)]
-    Pages(#[from] InvalidPages),
-    /// More regions than can be kept track of.
-    #[error("with regions of {0} there are more than 2^27; choose larger regions")]
-    SmallRegion(NrPages),
-    /// A log without room for all bits.
-    #[error("a log of {log} is too small; it needs {least}")]
-    SmallLog {
-        /// Its size.
-        log: NrPages,
-        /// The least that it must be.
-        least: NrPages,
-    },
-    /// A leg or the log can't be written, and others can.
-    #[error("a leg or the log is read-only; all of them must be, or none")]
-    ReadOnly,
-    /// The log isn't one, or another's.
-    #[error("the log can't be used")]
-    Metadata(#[from] InvalidMetadata),
-    /// Someone else writes to a leg or the log.
-    #[error(transparent)]
-    Claimed(#[from] Claimed),
-}
-
 /// What a mirror takes for the same when it is opened.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub enum InSync {
@@ -78,7 +48,7 @@ pub enum InSync {
     AsLogged,
     /// What the log says; without one, or where it is blank, everything.
     Yes,
-    /// Nothing: all is copied from the first healthy leg. For a leg that was replaced.
+    /// Nothing: all is compared, and copied from a leg that has everything.
     No,
 }
 
@@ -93,78 +63,58 @@ pub struct MirrorLog {
     pub in_sync: InSync,
 }
 
-/// How a leg is.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum LegState {
-    /// It has all that was written.
-    Healthy,
-    /// A resync is bringing it up; it is written, and not read.
-    Recovering,
-    /// It failed something that another leg did, and is left alone.
-    Failed,
-}
-
-impl fmt::Display for LegState {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(match self {
-            Self::Healthy => "healthy",
-            Self::Recovering => "recovering",
-            Self::Failed => "failed",
-        })
-    }
-}
-
-/// How a mirror is.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct MirrorStatus {
-    /// Its legs, in order.
-    pub legs: Vec<LegState>,
-    /// In how many regions they may differ, but for writes under way.
-    pub stale: u64,
-    /// How many regions there are.
-    pub regions: u64,
-}
-
-impl MirrorStatus {
-    /// Whether all legs have all that was written.
-    pub fn is_healthy(&self) -> bool {
-        self.legs.iter().all(|leg| *leg == LegState::Healthy)
-    }
-}
-
 /// The same pages on several legs, as in Linux's `dm-mirror`.
 ///
 /// Reads go to the first healthy leg, writes and persists to all. A leg that fails what another one
-/// does is dropped: the mirror goes on without it, and says so in the log and in its
-/// [`status`](Self::status). One whose end was cut off has lost all it had. What fails on all healthy legs fails, and drops none. Of a write that
-/// fails any part may be done, on any leg. What was dropped comes back with
-/// [`resync`](Self::resync).
+/// does is dropped: the mirror goes on without it, and says so on the other legs, in the log and in
+/// its [`status`](Self::status), before anything that the leg lacks is acknowledged. One whose end
+/// was cut off has lost all it had. What fails on all healthy legs fails, and drops none. Of a write
+/// that fails any part may be done, on any leg. What was dropped comes back with
+/// [`resync`](Self::resync), or is [replaced](Self::replace).
+///
+/// # Which leg is believed
+///
+/// Each leg has a label: which mirror it belongs to, which leg it is, and which legs had everything
+/// when the label was written, with a count of such events. A leg that has the latest label, and is
+/// named by it, has all that was acknowledged. A leg without a label, or with an older one, is only
+/// ever copied to. A leg that isn't there is missed, not waited for. What contradicts itself is
+/// refused: see [`InvalidMirror`]. A mirror none of whose legs has a label is new, and copied from its
+/// first leg. Labels are written before the first write, so that opening a mirror changes nothing.
 ///
 /// # Layout
 ///
-/// The legs hold the pages and nothing else: each is good by itself. Where they may differ stands
-/// in a log, a bit for each region:
+/// The legs hold the pages and nothing else: each is good by itself. Its label is an attribute of its
+/// stores, or, where they have none, in the page that follows its last one:
 ///
 /// ```text
-/// page 0   header  0 magic "pfnblkML"   8 version 1   12 CRC-32 of the sector, with zeroes here
-///                 16 pages of the mirror   24 pages of a region   32 legs
-///                 36 bits of the legs that are behind
+/// label    0 magic "pfnblkLG"   8 version 1   12 CRC-32 of the sector, with zeroes here
+///         16 mirror   32 events   40 16 legs: identity, and the last event it may know of
+///        296 those that have everything, a bit for each   304 this leg's identity
+/// ```
+///
+/// Where the legs may differ stands in a log, a bit for each region:
+///
+/// ```text
+/// page 0   header  0 magic "pfnblkML"   8 version 2   12 CRC-32 of the sector, with zeroes here
+///                 16 pages of the mirror   24 pages of a region
+///                 32 mirror, events and legs, as in a label
+///                304 the first event since which the bits tell all that a leg lacks
 /// page 1…  bitmap  sectors of 508 bytes of bits, the lowest first, and the CRC-32 of the sector's
 ///                  number (8 bytes) and the bits; a set bit is a region to be copied
 /// ```
 ///
 /// A region's bit is set, and the log synced, before a write to it begins, and cleared some time
 /// after a persist; while a leg misses writes, not at all. So a leg that comes back needs those
-/// regions only.
+/// regions only. A log that wasn't there for the last event isn't believed: all is compared.
 ///
-/// Where bits are set when a mirror is opened nobody knows what the legs hold there: one is
-/// believed, the first that isn't behind, and the others are not read until a resync has copied
-/// those regions to them. A mirror whose believed leg fails before that fails too: it never answers
-/// with what might be something else.
+/// Where bits are set when a mirror is opened, legs that have everything acknowledged may still differ:
+/// one is read, the first, and the others are not until a resync has copied those regions to them. A
+/// mirror whose believed leg fails before that fails too: it never answers with what might be
+/// something else.
 ///
-/// A header that is damaged is refused; a sector of the bitmap that is has all its regions copied.
-/// Where the log can't be written all later writes fail: a crash would leave nobody who knows
-/// which leg to believe.
+/// A header or label that is damaged is refused; a sector of the bitmap that is has all its regions
+/// copied. Where the log, or the last healthy leg's label, can't be written all later writes fail: a
+/// crash would leave nothing that tells which leg to believe.
 ///
 /// # Example
 ///
@@ -195,16 +145,19 @@ impl MirrorStatus {
 /// ```
 #[derive(Debug)]
 pub struct Mirror {
-    legs: Vec<Linear>,
+    legs: RwLock<Vec<Arc<Leg>>>,
+    access: Access,
     geometry: Geometry,
     log: Mutex<Log>,
     /// How the legs are. Changed with the log locked.
-    states: AtomicU16,
+    states: AtomicU32,
     /// Held while a region is written or copied: the legs get writes to it in one order.
     regions: Vec<Mutex<()>>,
     /// Held during a resync.
     resyncing: Mutex<()>,
-    _claims: Vec<Vec<Claim>>,
+    /// How many bios there were, for a resync to let them go first.
+    bios: AtomicU64,
+    _log_claims: Vec<Claim>,
 }
 
 /// The bit of a leg.
@@ -212,38 +165,13 @@ fn bit(leg: usize) -> u8 {
     1 << leg
 }
 
-/// How the legs are, a bit for each.
-#[derive(Debug, Clone, Copy)]
-struct States {
-    failed: u8,
-    recovering: u8,
-}
-
-impl States {
-    fn of(self, leg: usize) -> LegState {
-        match (self.failed & bit(leg) != 0, self.recovering & bit(leg) != 0) {
-            (true, _) => LegState::Failed,
-            (false, true) => LegState::Recovering,
-            (false, false) => LegState::Healthy,
-        }
-    }
-
-    /// The legs that lack something that was written.
-    fn behind(self) -> u8 {
-        self.failed | self.recovering
-    }
-}
-
-impl From<u16> for States {
-    fn from(packed: u16) -> Self {
-        let [failed, recovering] = packed.to_le_bytes();
-        Self { failed, recovering }
-    }
-}
-
-impl From<States> for u16 {
-    fn from(States { failed, recovering }: States) -> Self {
-        Self::from_le_bytes([failed, recovering])
+/// A number that no other leg or mirror has.
+fn random() -> Result<u64, BioError> {
+    let mut bytes = [0; 8];
+    match getrandom(&mut bytes, GetRandomFlags::empty()) {
+        // Zero is nobody's identity.
+        Ok(_) => Ok(u64::from_le_bytes(bytes).max(1)),
+        Err(errno) => Err(BioError::Random(Arc::new(errno.into()))),
     }
 }
 
@@ -251,9 +179,10 @@ impl From<States> for u16 {
 type Broken<E> = Vec<(usize, E)>;
 
 impl Mirror {
-    /// `nr_pages` pages on `legs`, each a target and the first page of it that is used.
+    /// `nr_pages` pages on `legs`, each a target and the first page of it that is used. A leg that
+    /// can't be read, such as an [`ErrorTarget`](crate::ErrorTarget) in its place, is missing.
     ///
-    /// All are claimed as far as they can be written: nobody else may use them meanwhile.
+    /// All are claimed as far as they can be written: nobody else may use them at the same time.
     pub fn open(
         legs: Vec<(Arc<dyn Target>, Pgoff)>,
         log: MirrorLog,
@@ -263,109 +192,79 @@ impl Mirror {
         if !(2..=LEGS_MAX).contains(&count) {
             return Err(InvalidMirror::Legs(count));
         }
-        let legs = legs.into_iter().enumerate().map(|(leg, (beneath, start))| {
-            let pages = PgoffRange::try_new(start, nr_pages)?;
-            Linear::try_new(beneath, pages).map_err(|source| InvalidMirror::Leg { leg, source })
-        });
-        let legs = legs.collect::<Result<Vec<_>, _>>()?;
-        let parts = legs.iter().map(|leg| leg as &dyn Target).chain(log.device.as_deref());
-        let is_writable = access_of(parts.clone()) == Access::ReadWrite;
+        let legs = (0..).zip(legs).map(|(at, leg)| Leg::open(at, leg, nr_pages).map(Arc::new));
+        let legs: Vec<_> = legs.collect::<Result<_, _>>()?;
+        let pages = legs.iter().map(|leg| leg.pages() as &dyn Target);
+        let parts = pages.chain(log.device.as_deref());
+        let access = access_of(parts.clone());
+        let is_writable = access == Access::ReadWrite;
         if !is_writable && parts.clone().any(|part| part.access() == Access::ReadWrite) {
             return Err(InvalidMirror::ReadOnly);
         }
-        let mut claims = Vec::new();
-        for leg in &legs {
-            claims.push(Claim::all(leg)?);
+        let log_claims = log.device.as_deref().map(Claim::all).transpose()?.unwrap_or_default();
+        let MirrorLog { device, region, in_sync } = log;
+        let geometry = Geometry { nr_pages, region };
+        let loaded = Loaded::read(device, geometry)?;
+        let found = legs.iter().enumerate().map(|(at, leg)| leg.inspect(at));
+        let found = found.collect::<Result<Vec<_>, _>>()?;
+        let belief = believe(&found, loaded.members(), in_sync)?;
+        if belief.is_new && in_sync != InSync::Yes {
+            check_first(&legs)?;
         }
-        if let Some(device) = &log.device {
-            claims.push(Claim::all(&**device)?);
-        }
-        let legs_count = u32::try_from(count).expect("a few legs");
-        let geometry = Geometry { nr_pages, region: log.region, legs: legs_count };
-        let log = Log::open(log.device, geometry, log.in_sync, is_writable)?;
-        let states = States { failed: 0, recovering: log.recovering() };
+        say(&belief, &legs);
+        let is_blank = matches!(loaded.members(), Logged::Nothing);
+        let may_trust = belief.is_logged || (is_blank && in_sync == InSync::Yes);
+        let may_trust = may_trust && in_sync != InSync::No;
+        let log = loaded.open(&belief, may_trust, &found, is_writable);
+        let recovering = log.recovering(&belief, count);
+        let Belief { missing, behind: lacking, .. } = belief;
+        let states = States { failed: missing, recovering, lacking, missing };
         Ok(Self {
-            legs,
+            legs: RwLock::new(legs),
+            access,
             geometry,
             log: Mutex::new(log),
-            states: AtomicU16::new(states.into()),
+            states: AtomicU32::new(states.into()),
             regions: (0..REGION_LOCKS).map(|_| Mutex::new(())).collect(),
             resyncing: Mutex::new(()),
-            _claims: claims,
+            bios: AtomicU64::new(0),
+            _log_claims: log_claims,
         })
     }
 
     /// How it is.
     pub fn status(&self) -> MirrorStatus {
         let log = lock(&self.log);
-        let states = self.states();
+        let (states, legs) = (self.states(), self.legs());
         MirrorStatus {
-            legs: (0..self.legs.len()).map(|leg| states.of(leg)).collect(),
+            legs: (0..legs.len()).map(|leg| states.of(leg)).collect(),
+            names: legs.iter().map(|leg| leg.name().to_owned()).collect(),
             stale: log.stale_count(),
             regions: self.geometry.regions(),
         }
     }
 
-    /// Brings back the legs that were dropped, and makes all legs the same: copies the regions in
-    /// which they may differ, and no other, from a healthy leg. Returns how the mirror is then: a
-    /// leg that fails meanwhile is dropped.
-    ///
-    /// Bios go on. After an error the legs that were dropped before are dropped again, and the
-    /// call may be repeated.
-    ///
-    /// A leg must come back as it went. One that was replaced takes [`InSync::No`].
-    pub fn resync(&self) -> Result<MirrorStatus, BioError> {
-        let _one = lock(&self.resyncing);
-        if self.access() == Access::ReadOnly {
-            return Err(BioError::ReadOnly { store: "the mirror".to_owned() });
-        }
-        {
-            let _log = lock(&self.log);
-            let States { failed, recovering } = self.states();
-            self.set_states(States { failed: 0, recovering: recovering | failed });
-        }
-        let done = self.copy_regions().and_then(|()| Ok(self.sync()?));
-        {
-            let mut log = lock(&self.log);
-            let States { failed, recovering } = self.states();
-            let done = done.and_then(|()| log.record_behind(failed));
-            let back = if done.is_ok() { 0 } else { recovering };
-            self.set_states(States { failed: failed | back, recovering: 0 });
-            if done.is_err() {
-                log.differ_where_written();
-            }
-            done?;
-        }
-        Ok(self.status())
+    /// The first store of each leg, if it has any of its own.
+    pub fn leg_stores(&self) -> Vec<Option<Arc<Pagemap>>> {
+        self.legs().iter().map(|leg| leg.store().cloned()).collect()
     }
 
-    /// Copies all regions that are stale.
-    fn copy_regions(&self) -> Result<(), BioError> {
-        let next = |from| lock(&self.log).next_stale(from);
-        let mut from = 0;
-        while let Some(region) = next(from) {
-            self.copy_region(region)?;
-            from = region + 1;
-        }
-        Ok(())
+    fn legs(&self) -> Vec<Arc<Leg>> {
+        self.legs.read().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
-    fn copy_region(&self, region: u64) -> Result<(), BioError> {
-        let _region = self.lock_region(region);
-        for piece in self.geometry.pages_of(region).pieces() {
-            let mut data = metadata::buffer(piece.nr_pages());
-            let from = self.read(BioVec::try_new(piece, Buffer::Read(&mut data))?)?;
-            for leg in self.written_legs().filter(|leg| *leg != from) {
-                let copy = BioVec::try_new(piece, Buffer::Write(&data))?;
-                if let Err(error) = self.legs[leg].submit(copy) {
-                    self.drop_leg(leg, &error);
-                }
-            }
-        }
-        let mut log = lock(&self.log);
-        if self.states().failed == 0 {
-            log.copied(region);
-        }
+    fn leg(&self, leg: usize) -> Arc<Leg> {
+        Arc::clone(&self.legs.read().unwrap_or_else(PoisonError::into_inner)[leg])
+    }
+
+    fn leg_count(&self) -> usize {
+        self.legs.read().unwrap_or_else(PoisonError::into_inner).len()
+    }
+
+    /// Has the legs and the log say how the legs are. With the log locked.
+    fn record(&self, log: &mut Log, states: States) -> Result<(), BioError> {
+        let states = log.record_states(states, &self.legs())?;
+        self.set_states(states);
         Ok(())
     }
 
@@ -381,7 +280,7 @@ impl Mirror {
     /// The legs that a write must reach.
     fn written_legs(&self) -> impl Iterator<Item = usize> + use<> {
         let states = self.states();
-        (0..self.legs.len()).filter(move |leg| states.of(*leg) != LegState::Failed)
+        (0..self.leg_count()).filter(move |leg| states.failed & bit(*leg) == 0)
     }
 
     fn is_healthy(&self, leg: usize) -> bool {
@@ -398,8 +297,8 @@ impl Mirror {
         let mut broken = Broken::new();
         let states = self.states();
         let healthy = |leg: &usize| states.of(*leg) == LegState::Healthy;
-        for leg in (0..self.legs.len()).filter(healthy) {
-            match self.legs[leg].submit(vec.reborrow()) {
+        for leg in (0..self.leg_count()).filter(healthy) {
+            match self.leg(leg).pages().submit(vec.reborrow()) {
                 Ok(()) => {
                     for (leg, error) in broken {
                         // One that can't be dropped was not needed.
@@ -418,8 +317,8 @@ impl Mirror {
         let regions = self.geometry.regions_of(vec.pages());
         {
             let mut log = lock(&self.log);
-            let states = self.states();
-            log.begin(regions.clone(), states.behind(), states.failed != 0)?;
+            let states = log.begin(regions.clone(), self.states(), &self.legs())?;
+            self.set_states(states);
         }
         let done = self.write_regions(vec);
         let mut log = lock(&self.log);
@@ -439,7 +338,7 @@ impl Mirror {
             let _region = self.lock_region(region);
             // Which legs are written is asked for with the region locked: see `resync`.
             self.on_all_legs(|legs| {
-                legs.iter().map(|leg| self.legs[*leg].submit(front.reborrow())).collect()
+                legs.iter().map(|leg| self.leg(*leg).pages().submit(front.reborrow())).collect()
             })?;
             rest = behind;
         }
@@ -469,7 +368,7 @@ impl Mirror {
             }
         }
         if any_broken {
-            lock(&self.log).record_behind(self.states().behind()).map_err(E::not_recorded)?;
+            self.record(&mut lock(&self.log), self.states()).map_err(E::not_recorded)?;
         }
         Ok(())
     }
@@ -478,24 +377,59 @@ impl Mirror {
     fn drop_leg(&self, leg: usize, error: &(dyn std::error::Error + 'static)) -> bool {
         let mut log = lock(&self.log);
         let states = self.states();
-        if states.of(leg) == LegState::Failed {
+        if states.failed & bit(leg) != 0 {
             return true;
         }
-        if !(0..self.legs.len()).any(|other| other != leg && self.is_healthy(other)) {
+        if !states.has_other(leg, self.leg_count()) {
             return false;
         }
-        let failed = states.failed | bit(leg);
-        self.set_states(States { failed, recovering: states.recovering & !bit(leg) });
+        self.set_states(states.without(leg));
         log.differ_where_written();
-        warn!(leg, error, "mirror: a leg failed and was dropped; the mirror goes on without it");
+        let name = self.leg(leg).name().to_owned();
+        warn!(
+            leg = name,
+            error, "mirror: a leg failed and was dropped; the mirror goes on without it"
+        );
         if was_cut_off(error) {
             log.differ_everywhere();
-            if let Err(error) = log.record_behind(self.states().behind()) {
+            if let Err(error) = self.record(&mut log, self.states()) {
                 // Nothing more can be written, which says so.
                 warn!(%error, "mirror: cannot write down that a leg has lost all it had");
             }
         }
         true
+    }
+}
+
+/// Checks that a new mirror isn't about to copy nothing over something: its first leg may be a disk
+/// that was replaced, and the others have lost their labels.
+fn check_first(legs: &[Arc<Leg>]) -> Result<(), InvalidMirror> {
+    let is_blank =
+        |leg: usize| legs[leg].begins_blank().map_err(|source| InvalidMirror::Read { leg, source });
+    if !is_blank(0)? {
+        return Ok(());
+    }
+    for leg in 1..legs.len() {
+        if !is_blank(leg)? {
+            return Err(InvalidMirror::BlankFirst(leg));
+        }
+    }
+    Ok(())
+}
+
+/// Logs which legs a mirror begins without.
+fn say(belief: &Belief, legs: &[Arc<Leg>]) {
+    let names = |mask: u8| {
+        let named = legs.iter().enumerate().filter(move |(leg, _)| mask & bit(*leg) != 0);
+        named.map(|(_, leg)| leg.name()).collect::<Vec<_>>()
+    };
+    if belief.missing != 0 {
+        warn!(legs = ?names(belief.missing), "mirror: legs are missing; the mirror is degraded");
+    }
+    if belief.is_new {
+        info!(from = legs[0].name(), "mirror: new; its legs have no labels yet");
+    } else if belief.behind != 0 {
+        info!(legs = ?names(belief.behind), "mirror: legs are out of date, and will be copied to");
     }
 }
 
@@ -529,10 +463,10 @@ impl NotRecorded for PersistError {
 impl SyncPoint for Mirror {
     fn sync(&self) -> Result<(), PersistError> {
         let number = lock(&self.log).begin_persist();
-        self.on_all_legs(|legs| at_once(legs, |leg| persist_all(&self.legs[*leg])))?;
+        self.on_all_legs(|legs| at_once(legs, |leg| persist_all(self.leg(*leg).pages())))?;
         let mut log = lock(&self.log);
         // A leg that failed a read was dropped, and nothing written down yet.
-        log.record_behind(self.states().behind()).map_err(PersistError::not_recorded)?;
+        self.record(&mut log, self.states()).map_err(PersistError::not_recorded)?;
         log.end_persist(number);
         Ok(())
     }
@@ -544,7 +478,7 @@ impl Target for Mirror {
     }
 
     fn access(&self) -> Access {
-        access_of(self.legs.iter().map(|leg| leg as &dyn Target))
+        self.access
     }
 
     fn direct_access(&self, pages: PgoffRange) -> Result<Extent<'_>, NotDirect> {
@@ -552,6 +486,7 @@ impl Target for Mirror {
     }
 
     fn submit(&self, vec: BioVec<'_>) -> Result<(), BioError> {
+        self.bios.fetch_add(1, Ordering::Relaxed);
         match vec.direction() {
             Direction::Read => self.read(vec).map(|_| ()),
             Direction::Write => self.write(vec),

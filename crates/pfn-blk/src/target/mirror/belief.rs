@@ -1,0 +1,124 @@
+// SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
+
+//! Which legs are believed, by what they and the log say.
+//!
+//! Each label names the legs that had all acknowledged writes when it was written, and the labels are
+//! counted. So the latest is right, and a leg has everything only if it carries that one and is named
+//! in it, as an md array's event counts tell. It also says how far each other leg had come, as far as
+//! is known: one that has come further went on by itself, and then an operator has to choose.
+
+use super::label::{Label, Members};
+use super::{InSync, InvalidMirror, bit, random};
+
+/// What is found on a leg.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Found {
+    /// It can't be read, or isn't there.
+    Missing,
+    /// It has no label.
+    Blank,
+    Labelled(Label),
+}
+
+/// What is believed.
+#[derive(Debug)]
+pub(super) struct Belief {
+    /// What was written last.
+    pub(super) members: Members,
+    /// Each leg's identity; 0 of those that aren't there.
+    pub(super) ids: Vec<u64>,
+    /// The legs that can't be used.
+    pub(super) missing: u8,
+    /// Those that are there and lack something.
+    pub(super) behind: u8,
+    /// Whether the log was kept up to the last event.
+    pub(super) is_logged: bool,
+    /// Whether no leg has a label: nobody has ever written to the mirror.
+    pub(super) is_new: bool,
+}
+
+/// What the log says.
+#[derive(Debug, Clone, Copy)]
+pub(super) enum Logged {
+    /// There is none, or it is blank.
+    Nothing,
+    Members(Members),
+}
+
+/// Decides.
+pub(super) fn believe(
+    legs: &[Found],
+    log: Logged,
+    in_sync: InSync,
+) -> Result<Belief, InvalidMirror> {
+    let label = |leg: &Found| if let Found::Labelled(label) = leg { Some(*label) } else { None };
+    let labels: Vec<_> = (0..).zip(legs).filter_map(|(at, leg)| Some((at, label(leg)?))).collect();
+    let missing = mask(legs, |leg| *leg == Found::Missing);
+    let ids = legs.iter().map(|leg| match leg {
+        Found::Missing => Ok(0),
+        Found::Blank => random(),
+        Found::Labelled(label) => Ok(label.leg.get()),
+    });
+    let ids = ids.collect::<Result<Vec<_>, _>>()?;
+    if labels.is_empty() {
+        let mut mirror = [0; 16];
+        mirror[..8].copy_from_slice(&random()?.to_le_bytes());
+        mirror[8..].copy_from_slice(&random()?.to_le_bytes());
+        return match (log, missing) {
+            (Logged::Members(_), _) => Err(InvalidMirror::NoLabels),
+            (_, 0) => {
+                let behind = if in_sync == InSync::Yes { 0 } else { mask(legs, |_| true) & !1 };
+                let members = Members { mirror, ..Members::default() };
+                Ok(Belief { members, ids, missing, behind, is_logged: false, is_new: true })
+            }
+            (_, missing) => Err(InvalidMirror::NewWithout(first(missing))),
+        };
+    }
+    let members = latest(&labels, log)?;
+    let is_current = |leg: &Found| {
+        label(leg).is_some_and(|label| {
+            label.members.events == members.events && members.have(label.leg.get())
+        })
+    };
+    let current = mask(legs, is_current);
+    if current == 0 {
+        return Err(InvalidMirror::NoneCurrent);
+    }
+    let behind = mask(legs, |_| true) & !current & !missing;
+    let is_logged = matches!(log, Logged::Members(logged) if logged.events == members.events);
+    Ok(Belief { members, ids, missing, behind, is_logged, is_new: false })
+}
+
+/// The legs that are so, a bit for each.
+fn mask(legs: &[Found], is_so: impl Fn(&Found) -> bool) -> u8 {
+    (0..).zip(legs).filter(|(_, leg)| is_so(leg)).fold(0, |mask, (at, _)| mask | bit(at))
+}
+
+fn first(mask: u8) -> usize {
+    mask.trailing_zeros() as usize
+}
+
+/// What was written last, if nothing contradicts it.
+fn latest(labels: &[(usize, Label)], log: Logged) -> Result<Members, InvalidMirror> {
+    let (at, last) = labels.iter().max_by_key(|(_, label)| label.events()).expect("there are some");
+    for (leg, label) in labels {
+        if label.members.mirror != last.members.mirror {
+            return Err(InvalidMirror::OfAnother { leg: *leg, other: *at });
+        }
+        let is_copy = |(at, other): &&(usize, Label)| at > leg && other.leg == label.leg;
+        if let Some((other, _)) = labels.iter().find(is_copy) {
+            return Err(InvalidMirror::Copied { leg: *leg, other: *other });
+        }
+        // A leg that is behind went no further than the others know.
+        if last.members.told(label.leg.get()).is_none_or(|told| label.events() > told) {
+            return Err(InvalidMirror::Diverged { leg: *leg, other: *at });
+        }
+    }
+    match log {
+        Logged::Members(log) if log.mirror != last.members.mirror => {
+            Err(InvalidMirror::LogOfAnother)
+        }
+        Logged::Members(log) if log.events > last.members.events => Err(InvalidMirror::LogNewer),
+        _ => Ok(last.members),
+    }
+}

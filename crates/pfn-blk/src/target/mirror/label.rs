@@ -1,0 +1,237 @@
+// SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
+
+//! Labels: what each leg says about itself and about the others.
+//!
+//! A label is a [header](metadata) of its own, magic `pfnblkLG`. It is an attribute of each file that
+//! the leg is made of (`user.pfn-blk.leg.PAGE`, with the leg's first page there). A leg whose stores
+//! have no attributes, such as a block device, has it in the page that follows its last one.
+
+use std::io;
+use std::sync::Arc;
+
+use tracing::warn;
+use zerocopy::little_endian::U64;
+use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
+
+use super::LEGS_MAX;
+use crate::bio::{BioError, Direction};
+use crate::claim::{Claim, Claimed};
+use crate::page::{NrPages, Pgoff, PgoffRange};
+use crate::pagemap::Pagemap;
+use crate::persist::persist_all;
+use crate::store::Access;
+use crate::target::metadata::{self, Header, InvalidMetadata, SECTOR_BYTES, range};
+use crate::target::{Linear, Target};
+
+/// What the names of labels begin with.
+const PREFIX: &str = "leg.";
+
+/// As many legs as are remembered: those of the mirror, and others that were part of it.
+const ENTRIES: usize = 2 * LEGS_MAX;
+
+/// What is known of a leg.
+#[derive(
+    Debug, Clone, Copy, PartialEq, Eq, FromBytes, IntoBytes, KnownLayout, Immutable, Default,
+)]
+#[repr(C)]
+pub(super) struct Entry {
+    /// Its identity; 0 is none's.
+    pub(super) leg: U64,
+    /// The last event that it may have been told of.
+    pub(super) told: U64,
+}
+
+/// Which legs have all that was acknowledged.
+#[derive(
+    Debug, Clone, Copy, PartialEq, Eq, FromBytes, IntoBytes, KnownLayout, Immutable, Default,
+)]
+#[repr(C)]
+pub(super) struct Members {
+    /// The mirror's identity.
+    pub(super) mirror: [u8; 16],
+    /// How many times this was written: what was written later is right.
+    pub(super) events: U64,
+    /// All legs.
+    pub(super) entries: [Entry; ENTRIES],
+    /// Those that have everything, a bit for each entry.
+    pub(super) current: U64,
+}
+
+impl Members {
+    /// The members at a later event: `legs`, each with whether it is told of this and whether it has
+    /// everything, and those from before that aren't among them. A leg without identity is left out.
+    pub(super) fn next(&self, legs: impl Iterator<Item = (u64, bool, bool)>) -> Self {
+        let events = self.events.get() + 1;
+        let mut next = Self { events: events.into(), mirror: self.mirror, ..Self::default() };
+        let mut entries = next.entries.iter_mut();
+        let mut current = 0;
+        let known = legs.filter(|(leg, ..)| *leg != 0).enumerate();
+        for ((at, (leg, is_told, is_current)), entry) in known.zip(&mut entries) {
+            let told = if is_told { events } else { self.told(leg).unwrap_or(0) };
+            *entry = Entry { leg: leg.into(), told: told.into() };
+            current |= u64::from(is_current) << at;
+        }
+        next.current = current.into();
+        let is_new = |former: &&Entry| next.told(former.leg.get()).is_none();
+        let former: Vec<_> = self.entries.iter().filter(is_new).copied().collect();
+        let free = next.entries.iter_mut().filter(|entry| entry.leg == U64::ZERO);
+        free.zip(former).for_each(|(free, former)| *free = former);
+        next
+    }
+
+    /// The last event that `leg` may have been told of, if it is known.
+    pub(super) fn told(&self, leg: u64) -> Option<u64> {
+        let entry = self.entries.iter().find(|entry| entry.leg.get() == leg)?;
+        Some(entry.told.get())
+    }
+
+    /// Whether `leg` had everything.
+    pub(super) fn have(&self, leg: u64) -> bool {
+        let is_current = |at: usize| self.current.get() & 1 << at != 0;
+        self.entries.iter().enumerate().any(|(at, entry)| entry.leg.get() == leg && is_current(at))
+    }
+}
+
+/// What a leg says.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, FromBytes, IntoBytes, KnownLayout, Immutable)]
+#[repr(C)]
+pub(super) struct Label {
+    pub(super) members: Members,
+    /// The leg's own identity.
+    pub(super) leg: U64,
+}
+
+impl Label {
+    pub(super) fn events(&self) -> u64 {
+        self.members.events.get()
+    }
+}
+
+impl Header for Label {
+    const MAGIC: [u8; 8] = *b"pfnblkLG";
+    const VERSION: u32 = 1;
+    const WHAT: &'static str = "label of a mirror's leg";
+}
+
+/// Where a leg has its label.
+#[derive(Debug)]
+pub(super) enum Place {
+    /// Beside the pages of each of its stores, under this name.
+    Stores(Vec<(Arc<Pagemap>, String)>),
+    /// In a page of its own.
+    Page(Linear, #[expect(dead_code, reason = "held")] Vec<Claim>),
+    /// Nowhere.
+    None,
+}
+
+impl Place {
+    /// The place of the leg that has `pages` of `beneath`.
+    pub(super) fn find(beneath: &Arc<dyn Target>, pages: PgoffRange) -> Result<Self, Claimed> {
+        let mut stores: Vec<(Arc<Pagemap>, String)> = Vec::new();
+        beneath.leaves(pages, &mut |pagemap, run| {
+            if !stores.iter().any(|(have, _)| std::ptr::eq(&**have, pagemap)) {
+                stores.push((pagemap.to_arc(), format!("{PREFIX}{:x}", run.start().get())));
+            }
+        });
+        let has_notes =
+            |(pagemap, name): &(Arc<Pagemap>, String)| match pagemap.store().attribute(name) {
+                Err(error) => error.kind() != io::ErrorKind::Unsupported,
+                Ok(_) => true,
+            };
+        if !stores.is_empty() && stores.iter().all(has_notes) {
+            return Ok(Self::Stores(stores));
+        }
+        let following = Pgoff::try_new(pages.end()).ok();
+        let page = following.and_then(|start| PgoffRange::try_new(start, NrPages::ONE).ok());
+        match page.and_then(|page| Linear::try_new(Arc::clone(beneath), page).ok()) {
+            Some(page) => {
+                let claims = Claim::all(&page)?;
+                Ok(Self::Page(page, claims))
+            }
+            None => Ok(Self::None),
+        }
+    }
+
+    /// What the leg says; nothing if it has no label, or not all of its stores have the same one's.
+    pub(super) fn read(&self) -> Result<Option<Label>, InvalidMetadata> {
+        match self {
+            Self::None => Ok(None),
+            Self::Page(page, _) => metadata::decode(&metadata::read(page, range(0, 1))?),
+            Self::Stores(stores) => {
+                let mut least: Option<Label> = None;
+                for (pagemap, name) in stores {
+                    let Some(label) = read(pagemap, name)? else { return Ok(None) };
+                    let is_same = |other: &Label| {
+                        (other.members.mirror, other.leg) == (label.members.mirror, label.leg)
+                    };
+                    match &least {
+                        Some(other) if !is_same(other) => return Ok(None),
+                        Some(other) if other.events() <= label.events() => {}
+                        _ => least = Some(label),
+                    }
+                }
+                Ok(least)
+            }
+        }
+    }
+
+    /// Writes it, durably.
+    pub(super) fn write(&self, label: &Label) -> Result<(), BioError> {
+        let page = metadata::encode(label);
+        match self {
+            Self::None => Ok(()),
+            Self::Page(to, _) => {
+                metadata::write(to, 0, &page)?;
+                Ok(persist_all(to)?)
+            }
+            Self::Stores(stores) => stores.iter().try_for_each(|(pagemap, name)| {
+                let value = Some(&page[..SECTOR_BYTES]);
+                let noted = pagemap.store().set_attribute(name, value);
+                noted.map_err(|source| attribute_error(pagemap, Direction::Write, source))
+            }),
+        }
+    }
+}
+
+fn read(pagemap: &Pagemap, name: &str) -> Result<Option<Label>, InvalidMetadata> {
+    let value = pagemap.store().attribute(name);
+    let value = value.map_err(|source| attribute_error(pagemap, Direction::Read, source))?;
+    value.map_or(Ok(None), |value| match value.len() {
+        SECTOR_BYTES => metadata::decode(&value),
+        _ => Err(InvalidMetadata::Header),
+    })
+}
+
+fn attribute_error(pagemap: &Pagemap, direction: Direction, source: io::Error) -> BioError {
+    let store = pagemap.store().name().to_owned();
+    BioError::Attribute { direction, store, source: Arc::new(source) }
+}
+
+/// Notes on each of `stores` that is a mirror's leg, and that is about to be written without the
+/// mirror, that the other legs will lack something. Otherwise they would be believed later.
+///
+/// # Errors
+///
+/// If that can't be noted; nothing may be written then.
+pub fn leave_mirrors<'a>(
+    stores: impl IntoIterator<Item = &'a Arc<Pagemap>>,
+) -> Result<(), InvalidMetadata> {
+    for pagemap in stores {
+        let is_alone = pagemap.claims().is_empty() && pagemap.store().access() == Access::ReadWrite;
+        // Its own first page, as that of a leg which is a whole file.
+        let name = format!("{PREFIX}0");
+        let has_none = |error: &io::Error| error.kind() == io::ErrorKind::Unsupported;
+        if !is_alone || pagemap.store().attribute(&name).is_err_and(|error| has_none(&error)) {
+            continue;
+        }
+        let Some(label) = read(pagemap, &name)? else { continue };
+        let members = label.members.next([(label.leg.get(), true, true)].into_iter());
+        let place = Place::Stores(vec![(Arc::clone(pagemap), name)]);
+        place.write(&Label { members, ..label })?;
+        warn!(
+            store = pagemap.store().name(),
+            "a mirror's leg is served without the mirror; its other legs are out of date from now on"
+        );
+    }
+    Ok(())
+}

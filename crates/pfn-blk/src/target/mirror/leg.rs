@@ -1,0 +1,98 @@
+// SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
+
+//! A leg: its pages, and where its label is.
+
+use std::sync::Arc;
+
+use super::InvalidMirror;
+use super::belief::Found;
+use super::label::Place;
+use crate::bio::BioError;
+use crate::claim::Claim;
+use crate::page::{NrPages, Pgoff, PgoffRange};
+use crate::pagemap::Pagemap;
+use crate::target::metadata::{self, InvalidMetadata, range};
+use crate::target::{Linear, Target};
+
+#[derive(Debug)]
+pub(super) struct Leg {
+    pages: Linear,
+    place: Place,
+    name: String,
+    /// Its first store.
+    store: Option<Arc<Pagemap>>,
+    _claims: Vec<Claim>,
+}
+
+impl Leg {
+    /// `nr_pages` pages of `beneath`, from `start` on. They are claimed as far as they can be written.
+    pub(super) fn open(
+        leg: usize,
+        (beneath, start): (Arc<dyn Target>, Pgoff),
+        nr_pages: NrPages,
+    ) -> Result<Self, InvalidMirror> {
+        let pages = PgoffRange::try_new(start, nr_pages)?;
+        let mut store = None;
+        if pages.end() <= beneath.nr_pages().get() {
+            beneath.leaves(pages, &mut |pagemap, _| {
+                store.get_or_insert_with(|| pagemap.to_arc());
+            });
+        }
+        let linear = Linear::try_new(Arc::clone(&beneath), pages)
+            .map_err(|source| InvalidMirror::Leg { leg, source })?;
+        let claims = Claim::all(&linear)?;
+        let place = Place::find(&beneath, pages)?;
+        let name = store.as_ref().map_or_else(
+            || format!("leg {leg}"),
+            |pagemap: &Arc<Pagemap>| pagemap.store().name().to_owned(),
+        );
+        Ok(Self { pages: linear, place, name, store, _claims: claims })
+    }
+
+    pub(super) fn pages(&self) -> &Linear {
+        &self.pages
+    }
+
+    pub(super) fn place(&self) -> &Place {
+        &self.place
+    }
+
+    /// How an operator knows it.
+    pub(super) fn name(&self) -> &str {
+        &self.name
+    }
+
+    pub(super) fn store(&self) -> Option<&Arc<Pagemap>> {
+        self.store.as_ref()
+    }
+
+    /// What it says of itself. What can't be read at all is missing; what is there and has no room for
+    /// a label can't be a leg.
+    pub(super) fn inspect(&self, leg: usize) -> Result<Found, InvalidMirror> {
+        let first = metadata::read(&self.pages, range(0, 1));
+        match (self.place.read(), first) {
+            (Err(InvalidMetadata::Read(error)), _) | (_, Err(error)) => {
+                let error: BioError = error;
+                tracing::warn!(
+                    leg = self.name(),
+                    error = &error as &dyn std::error::Error,
+                    "mirror: a leg can't be read; the mirror goes without it"
+                );
+                Ok(Found::Missing)
+            }
+            (Err(source), _) => Err(InvalidMirror::Label { leg: self.name.clone(), source }),
+            (Ok(Some(label)), _) => Ok(Found::Labelled(label)),
+            (Ok(None), _) if matches!(self.place, Place::None) => {
+                Err(InvalidMirror::NoPlace { leg })
+            }
+            (Ok(None), _) => Ok(Found::Blank),
+        }
+    }
+
+    /// Whether its first pages, as many as any filesystem or partition table begins in, hold nothing.
+    pub(super) fn begins_blank(&self) -> Result<bool, BioError> {
+        let len = self.pages.nr_pages().get().min(256);
+        let bytes = metadata::read(&self.pages, range(0, len))?;
+        Ok(bytes.iter().all(|byte| *byte == 0))
+    }
+}

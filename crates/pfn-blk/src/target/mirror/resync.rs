@@ -1,0 +1,186 @@
+// SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
+
+//! Bringing legs up, and putting others in their place.
+
+use std::sync::atomic::Ordering;
+use std::sync::{Arc, PoisonError, TryLockError};
+use std::time::{Duration, Instant};
+
+use tracing::warn;
+
+use super::belief::Found;
+use super::leg::Leg;
+use super::{Mirror, MirrorStatus, ReplaceError, bit, random};
+use crate::bio::{BioError, BioVec, Buffer};
+use crate::lock::lock;
+use crate::page::{NrPages, PAGE_SIZE, Pgoff, PgoffRange};
+use crate::persist::SyncPoint;
+use crate::store::Access;
+use crate::target::{Target, metadata};
+
+/// A resync that meets bios waits for as long as it has worked, so often.
+const BIOS_SHARE: u32 = 3;
+/// It never waits longer: by then a busy disk has done what was ahead.
+const WAIT_MAX: Duration = Duration::from_millis(100);
+
+impl Mirror {
+    /// Brings back the legs that were dropped, and makes all legs the same: compares the regions in
+    /// which they may differ, and no other, and copies what does differ from a healthy leg. Returns
+    /// how the mirror is then: a leg that fails on the way is dropped.
+    ///
+    /// Bios go on, and go first. After an error the legs that were dropped before are dropped again,
+    /// and the call may be repeated.
+    pub fn resync(&self) -> Result<MirrorStatus, BioError> {
+        let _one = lock(&self.resyncing);
+        if self.access() == Access::ReadOnly {
+            return Err(BioError::ReadOnly { store: "the mirror".to_owned() });
+        }
+        self.bring_back()?;
+        let done = self.copy_regions().and_then(|()| Ok(SyncPoint::sync(self)?));
+        let mut log = lock(&self.log);
+        let states = self.states();
+        let done = done.and_then(|()| self.record(&mut log, states.recovered()));
+        if done.is_err() {
+            let recovering = (0..self.leg_count()).filter(|leg| states.recovering & bit(*leg) != 0);
+            self.set_states(recovering.fold(states, super::States::without));
+            log.differ_where_written();
+        }
+        drop(log);
+        done?;
+        Ok(self.status())
+    }
+
+    /// The legs that were dropped are written again. Before they are, it is written down what they
+    /// lack, and that they lack it.
+    fn bring_back(&self) -> Result<(), BioError> {
+        let mut log = lock(&self.log);
+        let before = self.states();
+        let mut states = before;
+        for leg in (0..self.leg_count()).filter(|leg| before.failed & bit(*leg) != 0) {
+            let label = match self.leg(leg).inspect(leg) {
+                Ok(Found::Blank) => None,
+                Ok(Found::Labelled(label)) => Some(label),
+                // That was logged.
+                Ok(Found::Missing) => continue,
+                Err(error) => {
+                    warn!(%error, "mirror: a leg can't be brought back");
+                    continue;
+                }
+            };
+            if label.is_some_and(|label| label.members.mirror != log.roll().members().mirror) {
+                warn!(leg = self.leg(leg).name(), "mirror: a leg has become another mirror's");
+                continue;
+            }
+            if !label.is_some_and(|label| log.roll().covers(label.events())) {
+                log.differ_everywhere();
+            }
+            log.roll().identify(leg, label.as_ref(), random()?);
+            states = states.recover(leg);
+        }
+        self.record(&mut log, states)
+    }
+
+    /// Puts `nr_pages` pages of `beneath`, from `start` on, in a leg's place, while bios go on. A
+    /// [`resync`](Self::resync) then copies to it.
+    ///
+    /// The new one is claimed; the old one is out of date from now on, and the other legs say so.
+    pub fn replace(
+        &self,
+        leg: usize,
+        beneath: Arc<dyn Target>,
+        start: Pgoff,
+    ) -> Result<(), ReplaceError> {
+        let _one = match self.resyncing.try_lock() {
+            Err(TryLockError::WouldBlock) => return Err(ReplaceError::Busy),
+            Err(TryLockError::Poisoned(poisoned)) => poisoned.into_inner(),
+            Ok(one) => one,
+        };
+        if self.access() == Access::ReadOnly || beneath.access() == Access::ReadOnly {
+            return Err(ReplaceError::ReadOnly);
+        }
+        if leg >= self.leg_count() {
+            return Err(ReplaceError::NoLeg(leg));
+        }
+        let new = Leg::open(leg, (beneath, start), self.geometry.nr_pages)?;
+        let found = new.inspect(leg)?;
+        let mut log = lock(&self.log);
+        let states = self.states();
+        if !states.has_other(leg, self.leg_count()) {
+            return Err(ReplaceError::LastHealthy);
+        }
+        let label = match found {
+            Found::Labelled(label) if label.members.mirror != log.roll().members().mirror => {
+                return Err(ReplaceError::OfAnother);
+            }
+            Found::Labelled(label) => Some(label),
+            Found::Blank => None,
+            Found::Missing => return Err(ReplaceError::Unreadable),
+        };
+        let id = random().map_err(ReplaceError::Record)?;
+        log.differ_where_written();
+        self.record(&mut log, states.without(leg)).map_err(ReplaceError::Record)?;
+        log.roll().identify(leg, label.as_ref(), id);
+        self.legs.write().unwrap_or_else(PoisonError::into_inner)[leg] = Arc::new(new);
+        Ok(())
+    }
+
+    /// Copies all regions that are stale.
+    fn copy_regions(&self) -> Result<(), BioError> {
+        let next = |from| lock(&self.log).next_stale(from);
+        let mut from = 0;
+        while let Some(region) = next(from) {
+            let began = Instant::now();
+            self.copy_region(region)?;
+            if self.bios.swap(0, Ordering::Relaxed) > 0 {
+                std::thread::sleep((began.elapsed() * BIOS_SHARE).min(WAIT_MAX));
+            }
+            from = region + 1;
+        }
+        Ok(())
+    }
+
+    fn copy_region(&self, region: u64) -> Result<(), BioError> {
+        let _region = self.lock_region(region);
+        for piece in self.geometry.pages_of(region).pieces() {
+            let mut data = metadata::buffer(piece.nr_pages());
+            let from = self.read(BioVec::try_new(piece, Buffer::Read(&mut data))?)?;
+            for leg in self.written_legs().filter(|leg| *leg != from) {
+                if let Err(error) = self.leg(leg).copy(piece, &data) {
+                    self.drop_leg(leg, &error);
+                }
+            }
+        }
+        let mut log = lock(&self.log);
+        if self.states().failed == 0 {
+            log.copied(region);
+        }
+        Ok(())
+    }
+}
+
+impl Leg {
+    /// Has `pages` hold `data`. Pages that do are not written: what takes no space goes on taking none.
+    fn copy(&self, pages: PgoffRange, data: &[u8]) -> Result<(), BioError> {
+        let mut held = metadata::buffer(pages.nr_pages());
+        if self.pages().submit(BioVec::try_new(pages, Buffer::Read(&mut held))?).is_err() {
+            // It may be written all the same, as a disk's bad sectors are.
+            return self.pages().submit(BioVec::try_new(pages, Buffer::Write(data))?);
+        }
+        let page = usize::try_from(PAGE_SIZE).expect("a page fits in memory");
+        let differs: Vec<_> =
+            data.chunks(page).zip(held.chunks(page)).map(|(new, old)| new != old).collect();
+        let mut at = 0;
+        for run in differs.chunk_by(|one, next| one == next) {
+            if run[0] {
+                let start = pages.start().get() + at as u64;
+                let start = Pgoff::try_new(start).expect("a page of a range");
+                let nr_pages = NrPages::try_new(run.len() as u64).expect("a run isn't empty");
+                let run_pages = PgoffRange::try_new(start, nr_pages).expect("a part of a range");
+                let bytes = &data[at * page..(at + run.len()) * page];
+                self.pages().submit(BioVec::try_new(run_pages, Buffer::Write(bytes))?)?;
+            }
+            at += run.len();
+        }
+        Ok(())
+    }
+}

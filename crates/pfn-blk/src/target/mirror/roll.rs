@@ -1,0 +1,110 @@
+// SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
+
+//! The roll: which legs have all that was acknowledged, kept on the legs themselves.
+
+use std::sync::Arc;
+
+use tracing::warn;
+
+use super::belief::Belief;
+use super::label::{Label, Members};
+use super::leg::Leg;
+use super::{States, bit};
+use crate::bio::BioError;
+
+/// Which legs have everything, as it was last written on them.
+#[derive(Debug)]
+pub(super) struct Roll {
+    members: Members,
+    /// The legs' identities.
+    ids: Vec<u64>,
+    /// Those that lack something.
+    behind: u8,
+    /// Whether it was written since the mirror was opened.
+    is_written: bool,
+    /// What a leg lacks that was written to at this event, or later, is told by the log's bits.
+    whole: u64,
+}
+
+impl Roll {
+    pub(super) fn new(belief: &Belief) -> Self {
+        let Belief { members, ids, behind, missing, .. } = belief;
+        let behind = behind | missing;
+        Self { members: *members, ids: ids.clone(), behind, is_written: false, whole: u64::MAX }
+    }
+
+    pub(super) fn members(&self) -> &Members {
+        &self.members
+    }
+
+    pub(super) fn whole(&self) -> u64 {
+        self.whole
+    }
+
+    pub(super) fn set_whole(&mut self, whole: u64) {
+        self.whole = whole;
+    }
+
+    /// Whether bits tell all that a leg lacks which was last written to at `event`.
+    pub(super) fn covers(&self, event: u64) -> bool {
+        event >= self.whole
+    }
+
+    /// Whether the legs say something else, or haven't been told of this opening.
+    pub(super) fn is_due(&self, behind: u8) -> bool {
+        !self.is_written || behind != self.behind
+    }
+
+    /// The leg `leg` is the one that says so of itself; one that says nothing is a new one.
+    pub(super) fn identify(&mut self, leg: usize, label: Option<&Label>, random: u64) {
+        let known = label.map(|label| label.leg.get());
+        let is_free = |id: &u64| !self.ids.iter().enumerate().any(|(at, it)| at != leg && it == id);
+        self.ids[leg] = known.filter(is_free).unwrap_or(random);
+    }
+
+    /// Tells all legs that haven't failed which of them have everything: a leg that can't be told is
+    /// dropped, and the others are told that. Returns how they are then.
+    ///
+    /// Those that have everything are told first. A crash in between makes them out of date, which
+    /// costs a copy; what is copied to must never say that it is all there is.
+    pub(super) fn write(
+        &mut self,
+        mut states: States,
+        legs: &[Arc<Leg>],
+    ) -> Result<States, BioError> {
+        loop {
+            let behind = states.behind();
+            let is_up = |leg: &usize| states.failed & bit(*leg) == 0;
+            let entry = |(leg, id): (usize, &u64)| (*id, is_up(&leg), behind & bit(leg) == 0);
+            self.members = self.members.next(self.ids.iter().enumerate().map(entry));
+            let events = self.members.events.get();
+            let mut told: Vec<_> = (0..legs.len()).filter(is_up).collect();
+            told.sort_by_key(|leg| behind & bit(*leg) != 0);
+            let tell = |leg: &usize| {
+                let label = Label { members: self.members, leg: self.ids[*leg].into() };
+                legs[*leg].place().write(&label).map_err(|error| (*leg, error))
+            };
+            match told.iter().try_for_each(tell) {
+                Ok(()) => {
+                    if states.failed == 0 {
+                        self.whole = events;
+                    }
+                    self.behind = behind;
+                    self.is_written = true;
+                    return Ok(states);
+                }
+                Err((leg, error)) => {
+                    if !states.has_other(leg, legs.len()) {
+                        return Err(error);
+                    }
+                    warn!(
+                        leg = legs[leg].name(),
+                        error = &error as &dyn std::error::Error,
+                        "mirror: a leg's label can't be written; the leg was dropped"
+                    );
+                    states = states.without(leg);
+                }
+            }
+        }
+    }
+}
