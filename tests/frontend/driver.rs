@@ -43,19 +43,18 @@ pub(crate) struct Driver {
 impl Driver {
     pub(crate) fn new(memory: GuestMemoryMmap, event_idx: bool) -> Self {
         let eventfd = || EventFd::new(EFD_NONBLOCK | EFD_CLOEXEC).unwrap();
-        let driver = Self {
-            memory,
-            kick: eventfd(),
-            call: eventfd(),
-            event_idx,
-            free: 0,
-            avail: 0,
-            used: 0,
-        };
-        for ring in [AVAIL, USED] {
-            driver.memory.write_slice(&[0; 0x1000], GuestAddress(ring)).unwrap();
-        }
+        let (kick, call) = (eventfd(), eventfd());
+        let mut driver = Self { memory, kick, call, event_idx, free: 0, avail: 0, used: 0 };
+        driver.restart();
         driver
+    }
+
+    /// Sets its queue up again, empty.
+    pub(crate) fn restart(&mut self) {
+        (self.free, self.avail, self.used) = (0, 0, 0);
+        for ring in [AVAIL, USED] {
+            self.memory.write_slice(&[0; 0x1000], GuestAddress(ring)).unwrap();
+        }
     }
 
     fn read(&self, address: u64) -> u16 {
@@ -74,16 +73,31 @@ impl Driver {
         self.memory.write_obj(value, GuestAddress(address)).unwrap();
     }
 
+    /// Writes a descriptor where it may belong to an indirect table.
+    pub(crate) fn write_descriptor(&self, at: u64, (address, len, flags, next): Descriptor) {
+        self.memory.write_obj(address, GuestAddress(at)).unwrap();
+        self.write_u32(at + 8, len);
+        self.write(at + 12, flags);
+        self.write(at + 14, next);
+    }
+
+    /// The available index: how many requests there were.
+    pub(crate) fn available(&self) -> u16 {
+        self.avail
+    }
+
+    /// Takes a kick back that no device has seen.
+    pub(crate) fn forget_kick(&self) {
+        let _ = self.kick.read();
+    }
+
     /// Adds a chain without telling the device, and returns its head.
     pub(crate) fn add(&mut self, chain: &[Descriptor]) -> u16 {
         let head = self.free;
         for (index, &(address, len, flags, next)) in (0..).zip(chain) {
-            let at = GuestAddress(DESC + 16 * u64::from((head + index) % QUEUE_SIZE));
-            self.memory.write_obj(address, at).unwrap();
-            self.memory.write_obj(len, GuestAddress(at.0 + 8)).unwrap();
-            self.memory.write_obj(flags, GuestAddress(at.0 + 12)).unwrap();
+            let at = DESC + 16 * u64::from((head + index) % QUEUE_SIZE);
             let next = if next < QUEUE_SIZE { (head + next) % QUEUE_SIZE } else { next };
-            self.memory.write_obj(next, GuestAddress(at.0 + 14)).unwrap();
+            self.write_descriptor(at, (address, len, flags, next));
         }
         self.free = (head + u16::try_from(chain.len()).unwrap()) % QUEUE_SIZE;
         self.add_head(head);

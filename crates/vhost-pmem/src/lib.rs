@@ -19,6 +19,7 @@
 //! - Where the guest's pages are not mapped, every flush fails.
 //! - Every request is answered that has room for an answer; none ends a thread, and none can fill
 //!   the log.
+//! - A ring starts at its used index, whatever base the frontend names.
 //! - No lock that a vhost-user callback takes is held while waiting for the frontend.
 //!
 //! # Catalogue

@@ -6,9 +6,14 @@
 //! is read, or a call that blocks while it is written, would hold both up, and every frontend after
 //! this one. The library's own vring reads and writes whatever it is given, so only eventfds get that
 //! far, and those never block.
+//!
+//! A ring starts at its used index, whatever base the frontend names. cloud-hypervisor, when it
+//! reconnects, names the available index, and the requests between the two would never be answered.
+//! Requests are answered in order, and a flush may be repeated, so the used index is always right.
 
 use std::fs::File;
 use std::io::{self, IoSliceMut, Write};
+use std::sync::atomic::Ordering;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
@@ -16,10 +21,11 @@ use rustix::fs::{MemfdFlags, memfd_create};
 use rustix::io::{Errno, ReadWriteFlags, preadv2};
 use tracing::warn;
 use vhost_user_backend::{VringMutex, VringState, VringStateGuard, VringStateMutGuard, VringT};
-use virtio_queue::{Error as QueueError, QueueT};
-use vm_memory::{GuestMemoryAtomic, GuestMemoryMmap};
+use virtio_queue::{Error as QueueError, Queue, QueueT};
+use vm_memory::{GuestAddress, GuestAddressSpace, GuestMemoryAtomic, GuestMemoryMmap};
 
-/// The library's view of the guest's memory, which nothing here reads or writes through.
+/// The library's view of the guest's memory. Only the used index is read through it, where a ring
+/// starts.
 pub(crate) type LibraryMemory = GuestMemoryAtomic<GuestMemoryMmap>;
 type State = VringState<LibraryMemory>;
 
@@ -27,6 +33,7 @@ type State = VringState<LibraryMemory>;
 #[derive(Clone)]
 pub(crate) struct Vring {
     inner: VringMutex<LibraryMemory>,
+    memory: LibraryMemory,
     /// Never held while `inner` is locked by the same thread, nor the other way round.
     fds: Arc<Mutex<Fds>>,
 }
@@ -47,12 +54,20 @@ impl Vring {
     /// Tells the driver that requests were answered. Where it can't be told, that is the frontend's
     /// loss.
     pub(crate) fn call(&self) {
-        if let Some(call) = &self.fds().call {
-            let now = Timespec { tv_sec: 0, tv_nsec: 0 };
-            // What is as full as it can be tells the driver all the same.
-            if poll(&mut [PollFd::new(call, PollFlags::OUT)], Some(&now)) == Ok(1) {
-                let _ = (&mut &*call).write_all(&1u64.to_ne_bytes());
-            }
+        self.fds().call.iter().for_each(raise);
+    }
+
+    /// Wakes the queue's thread, as a kick of the driver's does.
+    pub(crate) fn kick(&self) {
+        self.fds().kick.iter().for_each(raise);
+    }
+
+    /// Sets the ring to start where the driver has seen the last answer. A ring without addresses,
+    /// or outside memory, stays where it is: it can't be read from either.
+    fn start_at_used(&self, queue: &mut Queue) {
+        if let Ok(used) = queue.used_idx(&*self.memory.memory(), Ordering::Acquire) {
+            queue.set_next_used(used.0);
+            queue.set_next_avail(used.0);
         }
     }
 
@@ -78,6 +93,14 @@ impl Vring {
     }
 }
 
+/// Raises an eventfd, without waiting for one that is full: that wakes its reader as it is.
+fn raise(file: &File) {
+    let now = Timespec { tv_sec: 0, tv_nsec: 0 };
+    if poll(&mut [PollFd::new(file, PollFlags::OUT)], Some(&now)) == Ok(1) {
+        let _ = (&mut &*file).write_all(&1u64.to_ne_bytes());
+    }
+}
+
 /// Whether `file` is an eventfd, or as good as one: nothing else is too short to be read at four bytes.
 fn is_eventfd(file: &File) -> bool {
     read_now(file, &mut [0; 4]) == Err(Errno::INVAL)
@@ -98,7 +121,8 @@ impl<'a> VringStateMutGuard<'a, LibraryMemory> for Vring {
 
 impl VringT<LibraryMemory> for Vring {
     fn new(memory: LibraryMemory, max_queue_size: u16) -> Result<Self, QueueError> {
-        Ok(Self { inner: VringMutex::new(memory, max_queue_size)?, fds: Arc::default() })
+        let inner = VringMutex::new(memory.clone(), max_queue_size)?;
+        Ok(Self { inner, memory, fds: Arc::default() })
     }
 
     fn set_kick(&self, file: Option<File>) {
@@ -176,19 +200,32 @@ impl VringT<LibraryMemory> for Vring {
     }
 
     fn set_queue_info(&self, table: u64, available: u64, used: u64) -> Result<(), QueueError> {
-        self.inner.set_queue_info(table, available, used)
+        {
+            // At once: the queue's thread must not meet the new ring with the old one's indices.
+            let mut state = self.inner.get_mut();
+            let queue = state.get_queue_mut();
+            queue.try_set_desc_table_address(GuestAddress(table))?;
+            queue.try_set_avail_ring_address(GuestAddress(available))?;
+            queue.try_set_used_ring_address(GuestAddress(used))?;
+            self.start_at_used(queue);
+        }
+        // A driver doesn't repeat a kick that came before the addresses.
+        if self.is_listening() {
+            self.kick();
+        }
+        Ok(())
     }
 
     fn queue_next_avail(&self) -> u16 {
         self.inner.queue_next_avail()
     }
 
-    fn set_queue_next_avail(&self, base: u16) {
-        self.inner.set_queue_next_avail(base);
+    fn set_queue_next_avail(&self, _base: u16) {
+        // The ring starts at its used index.
     }
 
-    fn set_queue_next_used(&self, index: u16) {
-        self.inner.set_queue_next_used(index);
+    fn set_queue_next_used(&self, _index: u16) {
+        // It was read with the addresses, and answers may have been given since.
     }
 
     fn queue_used_idx(&self) -> Result<u16, QueueError> {
@@ -204,6 +241,11 @@ impl VringT<LibraryMemory> for Vring {
     }
 
     fn set_queue_ready(&self, ready: bool) {
-        self.inner.set_queue_ready(ready);
+        let mut state = self.inner.get_mut();
+        let queue = state.get_queue_mut();
+        if ready {
+            self.start_at_used(queue);
+        }
+        queue.set_ready(ready);
     }
 }

@@ -5,6 +5,7 @@
 //! memory.
 
 mod pieces;
+mod restart;
 
 use std::fs::File;
 use std::os::fd::AsRawFd;
@@ -45,7 +46,11 @@ impl Served {
     }
 
     fn with(more: &[&str]) -> Self {
-        let dir = tempfile::tempdir().unwrap();
+        Self::again(tempfile::tempdir().unwrap(), more)
+    }
+
+    /// A daemon with the file of another, which is gone.
+    fn again(dir: TempDir, more: &[&str]) -> Self {
         let [file, control] = ["pmem.img", "control"].map(|name| dir.path().join(name));
         let args = ["--window", "gpa=0x20000000", "--size", "4M"].iter().chain(more);
         let args = args.map(Into::into);
@@ -91,6 +96,12 @@ pub(crate) struct Vmm {
 impl Vmm {
     /// As cloud-hypervisor does it, until the guest's driver comes.
     pub(crate) fn connect(daemon: &Daemon) -> Self {
+        let (ram, memory) = ram();
+        Self::negotiate(daemon, ram, Driver::new(memory, false))
+    }
+
+    /// A driver's VMM, which may have been connected to another daemon before.
+    fn negotiate(daemon: &Daemon, ram: File, driver: Driver) -> Self {
         let stream = UnixStream::connect(daemon.socket()).unwrap();
         let mut frontend = Frontend::from_stream(stream, 1);
         frontend.set_owner().unwrap();
@@ -106,9 +117,7 @@ impl Vmm {
         let (_, config) =
             frontend.get_config(0, 16, VhostUserConfigFlags::WRITABLE, &buffer).unwrap();
         frontend.set_features(acked).unwrap();
-
-        let (ram, memory) = ram();
-        Self { frontend, driver: Driver::new(memory, false), ram, config }
+        Self { frontend, driver, ram, config }
     }
 
     /// Tells of RAM and `memory`.
@@ -130,6 +139,15 @@ impl Vmm {
 
     /// The guest's driver comes.
     fn activate(&mut self) {
+        self.frontend.set_vring_num(0, QUEUE_SIZE).unwrap();
+        self.set_addresses();
+        self.frontend.set_vring_base(0, 0).unwrap();
+        self.frontend.set_vring_call(0, &self.driver.call).unwrap();
+        self.frontend.set_vring_kick(0, &self.driver.kick).unwrap();
+        self.frontend.set_vring_enable(0, true).unwrap();
+    }
+
+    fn set_addresses(&self) {
         let addresses = VringConfigData {
             queue_max_size: QUEUE_SIZE,
             queue_size: QUEUE_SIZE,
@@ -139,12 +157,7 @@ impl Vmm {
             avail_ring_addr: USER + AVAIL,
             log_addr: None,
         };
-        self.frontend.set_vring_num(0, QUEUE_SIZE).unwrap();
         self.frontend.set_vring_addr(0, &addresses).unwrap();
-        self.frontend.set_vring_base(0, 0).unwrap();
-        self.frontend.set_vring_call(0, &self.driver.call).unwrap();
-        self.frontend.set_vring_kick(0, &self.driver.kick).unwrap();
-        self.frontend.set_vring_enable(0, true).unwrap();
     }
 
     /// With `memory` from the start.

@@ -40,15 +40,17 @@ pub(crate) fn check(data: &[u8]) {
     memory.write_slice(front, pieces[0].0).unwrap();
     memory.write_slice(&behind[..behind.len().min(PIECES[1].1)], pieces[1].0).unwrap();
 
+    // Where the driver has seen the last answer; the frontend's base says otherwise.
     let next_avail = u16::from(*first);
-    let (next_used, num_added) = (0, 0);
+    memory.write_slice(&next_avail.to_le_bytes(), GuestAddress(used + 2)).unwrap();
+    let (next_used, num_added) = (next_avail, 0);
     let bytes_now = bytes(&memory);
     let mut model =
         Model { bytes: bytes_now, size, event_idx, avail, used, next_avail, next_used, num_added };
-    let vring = Vring::new(GuestMemoryAtomic::new(GuestMemoryMmap::new()), 256).unwrap();
+    let vring = Vring::new(GuestMemoryAtomic::new(memory.clone()), 256).unwrap();
     vring.set_queue_size(size);
     vring.set_queue_info(DESC, avail, used).unwrap();
-    vring.set_queue_next_avail(next_avail);
+    vring.set_queue_next_avail(next_avail.wrapping_add(1));
     vring.set_queue_event_idx(event_idx);
     vring.set_queue_ready(true);
     let call = File::from(eventfd(0, EventfdFlags::NONBLOCK).unwrap());
