@@ -21,6 +21,7 @@ pub(crate) const BUFFERS: u64 = RAM + 0x4000;
 
 pub(crate) const NEXT: u16 = 1;
 pub(crate) const WRITE: u16 = 2;
+pub(crate) const INDIRECT: u16 = 4;
 
 /// How long a device may take on a loaded machine.
 const PATIENCE: Duration = Duration::from_secs(20);

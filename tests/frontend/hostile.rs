@@ -20,7 +20,7 @@ use tempfile::TempDir;
 use vhost::VhostBackend;
 use vmm_sys_util::eventfd::{EFD_SEMAPHORE, EventFd};
 
-use crate::driver::{AVAIL, RAM, RAM_SIZE};
+use crate::driver::{AVAIL, BUFFERS, RAM, RAM_SIZE};
 use crate::vmm::{Abilities, Vmm};
 
 const DAEMON: &str = env!("CARGO_BIN_EXE_vhost-pmemd");
@@ -255,9 +255,50 @@ fn ring_that_leaves_memory_keeps_no_thread_busy() {
     vmm.driver.write_u32(ring, 1 << 16);
     let kick = vmm.driver.kick.try_clone().unwrap();
     vmm.try_start_queue(0, ring, &kick).unwrap();
-    daemon.wait_for_log("queue unusable").unwrap();
+    daemon.wait_for_log("the guest keeps requests in memory that the VMM doesn't share").unwrap();
+    expect_rest(daemon.pid());
     drop(vmm);
     serves_the_next(daemon.socket());
+}
+
+#[test]
+fn request_that_can_not_be_answered_keeps_no_thread_busy() {
+    for event_idx in [true, false] {
+        let dir = tempfile::tempdir().unwrap();
+        let daemon = serve(&dir);
+        let abilities = Abilities { event_idx, ..Abilities::default() };
+        let mut vmm = Vmm::start(daemon.socket(), abilities);
+        assert_eq!(vmm.driver.flush(), 0);
+        vmm.driver.add(&[(BUFFERS, 4, 0, 0)]);
+        vmm.driver.publish();
+        let line = daemon.wait_for_log("the guest's driver left no room for a status").unwrap();
+        assert!(line.contains("ERROR") && line.contains("hint="), "{line}");
+        expect_rest(daemon.pid());
+        drop(vmm);
+        serves_the_next(daemon.socket());
+    }
+}
+
+/// Waits for the thread that answers requests to sleep, and do nothing for a while.
+fn expect_rest(pid: u32) {
+    let tasks = std::fs::read_dir(format!("/proc/{pid}/task")).unwrap().flatten();
+    let is_queue = |task: &std::fs::DirEntry| {
+        std::fs::read_to_string(task.path().join("comm")).is_ok_and(|name| name == "vring_worker\n")
+    };
+    let queue = tasks.into_iter().find(is_queue).expect("a queue's thread").path();
+    let status = || std::fs::read_to_string(queue.join("status")).unwrap();
+    let switches = |status: &str| status.lines().filter(|line| line.contains("ctxt")).count();
+    assert_eq!(switches(&status()), 2);
+    let deadline = Instant::now() + PATIENCE;
+    loop {
+        let before = status();
+        thread::sleep(Duration::from_millis(100));
+        // As the number of its context switches is the same, it has not run.
+        if before.contains("S (sleeping)") && status() == before {
+            return;
+        }
+        assert!(Instant::now() < deadline, "it never rests: {before}");
+    }
 }
 
 #[test]
@@ -281,9 +322,12 @@ fn flood_of_any_kind_fills_neither_log_nor_memory() {
             assert_eq!(vmm.driver.answer().1, 4);
         }
     }
-    // Heads that are in no table, which nobody answers.
+    // Heads that are in no table, which can't be answered.
     for _ in 0..200 {
         (0..100).for_each(|_| vmm.driver.add_head(u16::MAX));
+        vmm.driver.publish();
+        vmm.reset();
+        vmm.activate();
         assert_eq!(vmm.driver.flush(), 0);
     }
     // An index that can't be.

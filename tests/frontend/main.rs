@@ -26,4 +26,5 @@ mod store;
 mod syscalls;
 #[path = "../guest/tmpfs.rs"]
 mod tmpfs;
+mod unanswerable;
 mod vmm;

@@ -4,6 +4,7 @@
 
 use std::fs::File;
 use std::io;
+use std::ops::Range;
 use std::os::fd::{AsRawFd, BorrowedFd, OwnedFd};
 use std::os::unix::net::UnixStream;
 use std::path::Path;
@@ -68,6 +69,8 @@ pub(crate) struct Mapper {
     pub(crate) maps: Mutex<Vec<Mapped>>,
     pub(crate) requests: Mutex<u64>,
     ram: Mutex<Option<File>>,
+    /// A part of RAM that is not shared.
+    unshared: Mutex<Range<u64>>,
 }
 
 /// A piece of the shared memory region.
@@ -126,13 +129,21 @@ impl Mapper {
     fn share_memory(&self, frontend: &Frontend) {
         let ram = self.ram.lock().unwrap();
         let ram = ram.as_ref().unwrap();
-        let mut table = vec![VhostUserMemoryRegionInfo {
-            guest_phys_addr: RAM,
-            memory_size: RAM_SIZE,
-            userspace_addr: USER_RAM,
-            mmap_offset: 0,
-            mmap_handle: ram.as_raw_fd(),
-        }];
+        let unshared = self.unshared.lock().unwrap().clone();
+        let shared = match unshared.is_empty() {
+            true => vec![RAM..RAM + RAM_SIZE],
+            false => vec![RAM..unshared.start, unshared.end..RAM + RAM_SIZE],
+        };
+        let shared = shared.into_iter().filter(|part| !part.is_empty());
+        let mut table: Vec<_> = shared
+            .map(|part| VhostUserMemoryRegionInfo {
+                guest_phys_addr: part.start,
+                memory_size: part.end - part.start,
+                userspace_addr: part.start - RAM + USER_RAM,
+                mmap_offset: part.start - RAM,
+                mmap_handle: ram.as_raw_fd(),
+            })
+            .collect();
         let maps = self.maps.lock().unwrap();
         table.extend(maps.iter().map(|map| VhostUserMemoryRegionInfo {
             guest_phys_addr: BAR + map.offset,
@@ -282,6 +293,17 @@ impl Vmm {
         self.mapper.share_memory(&self.frontend);
     }
 
+    /// Shares all of RAM but this, as a VMM does where a memory backend has no `share=on`.
+    pub(crate) fn share_all_but(&self, unshared: Range<u64>) {
+        *self.mapper.unshared.lock().unwrap() = unshared;
+        self.share_memory();
+    }
+
+    /// Shares all of RAM.
+    pub(crate) fn share_all(&self) {
+        self.share_all_but(0..0);
+    }
+
     /// Starts the queue at an available index.
     pub(crate) fn start_queue(&mut self, base: u16) {
         let kick = self.driver.kick.try_clone().unwrap();
@@ -315,7 +337,12 @@ impl Vmm {
 
     /// Takes the memory away that was shared.
     pub(crate) fn shrink_memory(&self) {
-        self.mapper.ram.lock().unwrap().as_ref().unwrap().set_len(0).unwrap();
+        self.shrink_memory_to(0);
+    }
+
+    /// Takes the end of it away.
+    pub(crate) fn shrink_memory_to(&self, len: u64) {
+        self.mapper.ram.lock().unwrap().as_ref().unwrap().set_len(len).unwrap();
     }
 
     /// Stops the queue, and returns where.

@@ -30,7 +30,7 @@ use crate::guest_memory::GuestMemory;
 use crate::mapping::{MapState, Mapping};
 use crate::negotiation::{GPA_PROTOCOL_FEATURES, Negotiation, PROTOCOL_FEATURES, Refusal};
 use crate::poll::Polling;
-use crate::queue;
+use crate::queue::{self, Batch};
 use crate::vring::{LibraryMemory, Vring};
 
 /// Linux has at most one flush a device in flight since 2026, older kernels as many as the queue
@@ -55,6 +55,8 @@ pub(crate) struct Connection {
     closed: Arc<AtomicBool>,
     /// Present once the frontend is connected.
     hang_up: OnceLock<ShutdownHandle>,
+    /// Present once the queue has been looked at.
+    vring: OnceLock<Vring>,
     polling: Polling,
     /// What the queue thread sleeps on until its next turn; notified when there is no need to.
     turn: (Mutex<()>, Condvar),
@@ -74,6 +76,7 @@ impl Connection {
             exit: ExitEvent::new()?,
             closed: Arc::default(),
             hang_up: OnceLock::new(),
+            vring: OnceLock::new(),
             turn: Default::default(),
         })
     }
@@ -123,6 +126,7 @@ impl Connection {
         self.device.counters().set_mapped(0);
         self.wake();
         drop(self.device.quiesce());
+        self.device.set_waiting(None);
     }
 
     fn negotiation(&self) -> MutexGuard<'_, Negotiation> {
@@ -186,6 +190,15 @@ impl Connection {
         is_there
     }
 
+    /// Tells the device of requests that can't be answered, if there are any.
+    fn set_waiting(&self, batch: &Batch) {
+        self.device.set_waiting(batch.obstacle.map(|obstacle| (obstacle, batch.waiting)));
+        // The connection may have been closed, and this been reset, before.
+        if self.closed.load(Ordering::SeqCst) {
+            self.device.set_waiting(None);
+        }
+    }
+
     /// The frontend has taken memory away that it had given us.
     fn drop_frontend(&self) {
         if self.closed.load(Ordering::SeqCst) {
@@ -199,7 +212,8 @@ impl Connection {
         }
     }
 
-    /// Answers what is in the queue, batch by batch, until it is empty.
+    /// Answers what is in the queue, batch by batch, until it is empty or the next request can't
+    /// be answered. That one is looked at again with the next kick, or memory table.
     fn serve(&self, vring: &Vring) -> Result<(), QueueError> {
         while !self.closed.load(Ordering::SeqCst) {
             if self.mapping.is_revoked() {
@@ -229,9 +243,13 @@ impl Connection {
                 break;
             }
             let batch = queue::take(vring, &memory)?;
-            if batch.is_empty() {
+            if batch.requests.is_empty() {
+                self.set_waiting(&batch);
                 drop(answering);
-                if self.come_soon(vring)? || queue::wait_for_kick(vring, &memory)? {
+                let is_empty = batch.obstacle.is_none();
+                if is_empty && self.come_soon(vring)?
+                    || queue::wait_for_kick(vring, &memory, &batch)?
+                {
                     continue;
                 }
                 break;
@@ -241,14 +259,16 @@ impl Connection {
             }
             self.polling.came();
             // What a VMM maps by itself it may have taken away while we slept.
-            let statuses = self.device.statuses(&batch, mapped && self.is_placed());
-            let answers = batch.into_iter().zip(statuses);
-            // Whoever else is in the queue is still to be served, and the driver to be told to
-            // kick again.
-            if let Err(error) = queue::complete(vring, &self.memory.table(), answers) {
-                self.device.counters().queue_error();
-                self.device.warn_throttled("request can't be answered", &error);
+            let requests = batch.requests;
+            let statuses = self.device.statuses(&requests, mapped && self.is_placed());
+            let memory = self.memory.table();
+            let answered = queue::answer(&memory, &requests, &statuses);
+            if memory.is_broken() {
+                // A status may have gone nowhere.
+                break;
             }
+            // What can't be answered any more is met again as an obstacle.
+            queue::complete(vring, &memory, &requests[..answered])?;
             self.polling.answered();
         }
         Ok(())
@@ -339,7 +359,10 @@ impl VhostUserBackend for Connection {
         if let Some(window) = &self.gpa {
             window.update(self.device.region(), &memory);
         }
-        self.memory.replace((*memory).clone())
+        self.memory.replace((*memory).clone())?;
+        // Requests that can't be answered may lie in what is shared now.
+        self.vring.get().into_iter().for_each(Vring::kick);
+        Ok(())
     }
 
     fn set_backend_req_fd(&self, frontend: Backend) {
@@ -378,6 +401,7 @@ impl VhostUserBackend for Connection {
             return Ok(());
         }
         for vring in vrings {
+            self.vring.get_or_init(|| vring.clone());
             // An error would end the queue thread, and a guest must not be able to do that.
             if let Err(error) = self.serve(vring) {
                 self.device.counters().queue_error();

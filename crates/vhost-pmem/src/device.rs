@@ -16,8 +16,9 @@ use vm_memory::GuestMemoryMmap;
 
 use crate::counters::{Counters, Counts};
 use crate::gpa::{GpaWindow, Placement};
+use crate::health::{Health, Waiting};
 use crate::limit::Limit;
-use crate::request::Request;
+use crate::request::{Request, Unanswerable};
 use crate::served::{self, Failure, Layer, LayerError, LiveLayers, Publication, ServeWindowError};
 use crate::spec::{Config, RequestType, Status};
 use crate::throttle::Throttle;
@@ -51,6 +52,7 @@ pub struct Device {
     warnings: Throttle,
     activations: Throttle,
     counters: Counters,
+    health: Health,
 }
 
 impl Device {
@@ -104,6 +106,7 @@ impl Device {
             warnings: Throttle::new(),
             activations: Throttle::new(),
             counters: Counters::new(),
+            health: Health::default(),
         })
     }
 
@@ -247,6 +250,20 @@ impl Device {
 
     pub(crate) fn counters(&self) -> &Counters {
         &self.counters
+    }
+
+    /// The requests of the guest that wait, as they can't be answered.
+    pub fn waiting(&self) -> Option<Waiting> {
+        self.health.waiting()
+    }
+
+    /// Records how many requests wait, and logs why, once until they don't.
+    pub(crate) fn set_waiting(&self, waiting: Option<(Unanswerable, u16)>) {
+        let Some(news) = self.health.set_waiting(waiting) else { return };
+        if let Some(suppressed) = self.warnings.admit() {
+            let suppressed = NonZeroU64::new(suppressed);
+            error!(suppressed, hint = news.hint(), "{news}; its flushes wait");
+        }
     }
 
     /// The file of a served window; none of a direct one, whose stores are its caller's.

@@ -17,8 +17,8 @@
 //! - A flush succeeds only if everything written before it was submitted is durable: the batch is
 //!   fixed first, then synced, then answered.
 //! - Where the guest's pages are not mapped, every flush fails.
-//! - Every request is answered that has room for an answer; none ends a thread, and none can fill
-//!   the log.
+//! - Requests are answered in order, and none is returned without a status: one that can't be
+//!   answered stays in the queue, and all after it. None ends a thread, and none can fill the log.
 //! - A ring starts at its used index, whatever base the frontend names.
 //! - No lock that a vhost-user callback takes is held while waiting for the frontend.
 //!
@@ -41,6 +41,7 @@
 //! | `sigbus` | what happens when it takes it away |
 //! | `negotiation` | what frontend and guest can do |
 //! | `counters` | what a device has done so far |
+//! | `health` | how it and its guest get on now |
 //! | `page_cache` | how much of a file is in memory |
 //! | `device` | region and flush, no vhost-user |
 //! | `connection` | vhost-user requests and queue events of one frontend |
@@ -56,6 +57,7 @@ mod device;
 mod exit_event;
 mod gpa;
 mod guest_memory;
+mod health;
 mod host;
 mod limit;
 mod mapping;
@@ -78,8 +80,10 @@ mod window;
 pub use counters::{Counts, Histogram};
 pub use device::Device;
 pub use gpa::Placement;
+pub use health::Waiting;
 pub use host::{UnfitHost, check_host};
 pub use page_cache::{CachedPages, cached_pages};
+pub use request::Unanswerable;
 pub use served::{
     Failure, LAYER_CHUNK, Layer, LayerError, PublishError, ServeWindowError, ServedThread,
     allow_served_windows, confine_served_threads, unpublish,

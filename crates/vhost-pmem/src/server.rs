@@ -56,6 +56,7 @@ impl Device {
         connection.close();
         self.write_back();
         self.counters().set_mapped(0);
+        self.set_waiting(None);
         self.frontend_went();
         match left {
             Ok(()) | Err(DaemonError::HandleRequest(VhostUserError::Disconnected)) => {

@@ -61,6 +61,9 @@ pub enum Status {
 }
 
 impl Status {
+    /// How many bytes it has.
+    pub const LEN: u32 = 4;
+
     /// The status as it is written.
     pub const fn to_le_bytes(self) -> [u8; 4] {
         match self {

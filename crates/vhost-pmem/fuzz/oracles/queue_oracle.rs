@@ -11,6 +11,7 @@ use vhost_user_backend::VringT;
 use vm_memory::{Bytes, GuestAddress, GuestMemoryAtomic, GuestMemoryMmap};
 
 use crate::queue;
+use crate::request::Unanswerable;
 use crate::spec::{RequestType, Status};
 use crate::vring::Vring;
 
@@ -24,7 +25,7 @@ const WRITE: u16 = 2;
 const INDIRECT: u16 = 4;
 
 /// Any bytes, taken for what a driver has made of its memory: the device finds the same requests as
-/// the model, answers them as the model does, and changes no other byte.
+/// the model, answers them as the model does, changes no other byte, and stops where the model does.
 pub(crate) fn check(data: &[u8]) {
     let [setup, first, data @ ..] = data else { return };
     let size = 4 << (setup & 3);
@@ -41,16 +42,14 @@ pub(crate) fn check(data: &[u8]) {
     memory.write_slice(&behind[..behind.len().min(PIECES[1].1)], pieces[1].0).unwrap();
 
     // Where the driver has seen the last answer; the frontend's base says otherwise.
-    let next_avail = u16::from(*first);
-    memory.write_slice(&next_avail.to_le_bytes(), GuestAddress(used + 2)).unwrap();
-    let (next_used, num_added) = (next_avail, 0);
+    let next = u16::from(*first);
+    memory.write_slice(&next.to_le_bytes(), GuestAddress(used + 2)).unwrap();
     let bytes_now = bytes(&memory);
-    let mut model =
-        Model { bytes: bytes_now, size, event_idx, avail, used, next_avail, next_used, num_added };
+    let mut model = Model { bytes: bytes_now, size, event_idx, avail, used, next, num_added: 0 };
     let vring = Vring::new(GuestMemoryAtomic::new(memory.clone()), 256).unwrap();
     vring.set_queue_size(size);
     vring.set_queue_info(DESC, avail, used).unwrap();
-    vring.set_queue_next_avail(next_avail.wrapping_add(1));
+    vring.set_queue_next_avail(next.wrapping_add(1));
     vring.set_queue_event_idx(event_idx);
     vring.set_queue_ready(true);
     let call = File::from(eventfd(0, EventfdFlags::NONBLOCK).unwrap());
@@ -63,11 +62,14 @@ pub(crate) fn check(data: &[u8]) {
         assert_eq!(bytes(&memory), model.bytes, "after taking {batch:?}");
         assert_eq!(batch.is_some(), expected.is_some(), "{batch:?}, not {expected:?}");
         let (Some(batch), Some(expected)) = (batch, expected) else { return };
-        let found: Vec<_> = batch.iter().map(|one| (one.head(), one.kind().ok())).collect();
-        let wanted: Vec<_> = expected.iter().map(|one| (one.head, one.kind())).collect();
+        let requests = &batch.requests;
+        let found: Vec<_> = requests.iter().map(|one| (one.head(), one.kind().ok())).collect();
+        let wanted: Vec<_> = expected.requests.iter().map(|one| (one.head, one.kind())).collect();
         assert_eq!(found, wanted);
-        if batch.is_empty() {
-            assert_eq!(queue::wait_for_kick(&vring, &memory).ok(), model.wait_for_kick());
+        assert_eq!((batch.obstacle, batch.waiting), (expected.obstacle, expected.waiting));
+        if requests.is_empty() {
+            let asked = queue::wait_for_kick(&vring, &memory, &batch).ok();
+            assert_eq!(asked, model.wait_for_kick(expected.available));
             assert_eq!(bytes(&memory), model.bytes, "after waiting for a kick");
             return;
         }
@@ -75,12 +77,15 @@ pub(crate) fn check(data: &[u8]) {
             Ok(RequestType::Flush) if flushed == 0 => Status::Success,
             _ => Status::Failure,
         };
-        let statuses: Vec<_> = batch.iter().map(|request| status(request.kind())).collect();
-        let answers = batch.into_iter().zip(statuses);
-        let is_good = queue::complete(&vring, &memory, answers).is_ok();
-        let (expected_good, called) = model.complete(&expected, flushed);
+        let statuses: Vec<_> = requests.iter().map(|request| status(request.kind())).collect();
+        assert_eq!(queue::answer(&memory, requests, &statuses), requests.len());
+        let is_good = queue::complete(&vring, &memory, requests).is_ok();
+        let (expected_good, called) = model.complete(&expected.requests, flushed);
         assert_eq!(bytes(&memory), model.bytes, "after answering {expected:?}");
         assert_eq!((is_good, (&call).read(&mut [0; 8]).is_ok()), (expected_good, called));
+        if !is_good {
+            return;
+        }
     }
 }
 
@@ -105,8 +110,8 @@ struct Expected {
     head: u16,
     /// Its type; none if it is malformed.
     number: Option<u32>,
-    /// Where the status goes.
-    status: Option<[u64; 4]>,
+    /// Where the status goes: there is memory.
+    status: [u64; 4],
 }
 
 impl Expected {
@@ -115,14 +120,24 @@ impl Expected {
     }
 }
 
+/// What the model finds in the queue.
+#[derive(Debug, Default)]
+struct Found {
+    requests: Vec<Expected>,
+    /// What the first of those that wait waits for, and how many there are.
+    obstacle: Option<Unanswerable>,
+    waiting: u16,
+    available: u16,
+}
+
 struct Model {
     bytes: Memory,
     size: u16,
     event_idx: bool,
     avail: u64,
     used: u64,
-    next_avail: u16,
-    next_used: u16,
+    /// The first request that was not answered.
+    next: u16,
     /// Answers since the driver was last considered for a call.
     num_added: u16,
 }
@@ -157,67 +172,72 @@ impl Model {
     }
 
     /// What is in the queue (2.7.6); none if it is of no use.
-    fn take(&mut self) -> Option<Vec<Expected>> {
+    fn take(&mut self) -> Option<Found> {
         if !self.event_idx {
             // VIRTQ_USED_F_NO_NOTIFY
             self.write(self.used, &[1, 0])?;
         }
         let available = self.read_u16(self.avail + 2)?;
-        if available.wrapping_sub(self.next_avail) > self.size {
+        let all = available.wrapping_sub(self.next);
+        if all > self.size {
             return None;
         }
-        let mut requests = Vec::new();
-        while self.next_avail != available {
-            let slot = u64::from(self.next_avail % self.size);
-            match self.read_u16(self.avail + 4 + 2 * slot) {
-                Some(head) => requests.push(self.request(head)),
-                None if requests.is_empty() => return None,
-                None => break,
+        let mut found = Found { available, ..Found::default() };
+        for index in 0..all {
+            let slot = u64::from(self.next.wrapping_add(index) % self.size);
+            let head = self.read_u16(self.avail + 4 + 2 * slot).ok_or(Unanswerable::Unshared);
+            match head.and_then(|head| self.request(head)) {
+                Ok(request) => found.requests.push(request),
+                Err(obstacle) => {
+                    (found.obstacle, found.waiting) = (Some(obstacle), all - index);
+                    break;
+                }
             }
-            self.next_avail = self.next_avail.wrapping_add(1);
         }
-        Some(requests)
+        Some(found)
     }
 
-    fn request(&self, head: u16) -> Expected {
+    fn request(&self, head: u16) -> Result<Expected, Unanswerable> {
         let mut readable = Vec::new();
         let mut writable = Vec::new();
         let (mut seen_writable, mut in_order) = (false, true);
-        let (descriptors, is_whole) = self.chain(head);
+        let (descriptors, is_whole) = self.chain(head)?;
         for (address, len, is_write) in descriptors {
             seen_writable |= is_write;
             in_order &= is_write || !seen_writable;
             let places = if is_write { &mut writable } else { &mut readable };
-            // The first four count.
-            places.extend((0..len.min(4)).map(|offset| address.checked_add(offset.into())));
+            // The first four count. Past the last address there is no memory.
+            let place = |offset: u32| address.checked_add(offset.into()).unwrap_or(u64::MAX);
+            places.extend((0..len.min(4)).map(place));
         }
-        let mut number = Some(readable).filter(|bytes| is_whole && in_order && bytes.len() >= 4);
-        number = number.filter(|places| {
-            places[..4].iter().all(|at| at.is_some_and(|at| self.byte(at).is_some()))
-        });
+        let is_memory = |places: &[u64]| places.iter().all(|at| self.byte(*at).is_some());
+        let status: [u64; 4] = writable.get(..4).ok_or(Unanswerable::NoRoom)?.try_into().unwrap();
+        if !is_memory(&status) {
+            return Err(Unanswerable::Unshared);
+        }
+        let number = readable.get(..4).filter(|places| is_whole && in_order && is_memory(places));
         let number = number.map(|places| {
-            let byte = |index: usize| self.byte(places[index].unwrap()).unwrap();
+            let byte = |index: usize| self.byte(places[index]).unwrap();
             u32::from_le_bytes([byte(0), byte(1), byte(2), byte(3)])
         });
-        let places: Vec<_> = writable.iter().take(4).copied().collect();
-        let places: Option<Vec<u64>> = places.into_iter().collect();
-        let status = places.and_then(|places| places.try_into().ok());
-        Expected { head, number, status }
+        Ok(Expected { head, number, status })
     }
 
-    /// The descriptors of a chain (2.7.5), and whether it has an end.
-    fn chain(&self, head: u16) -> (Vec<(u64, u32, bool)>, bool) {
+    /// The descriptors of a chain (2.7.5), and whether it has an end; where one isn't in memory,
+    /// nothing is known of it.
+    fn chain(&self, head: u16) -> Result<(Vec<(u64, u32, bool)>, bool), Unanswerable> {
         let mut descriptors = Vec::new();
         let (mut table, mut count, mut index) = (DESC, self.size, head);
         let mut left = count;
         let mut is_indirect = false;
         let mut total = 0u32;
         loop {
+            if index >= count || left == 0 {
+                return Ok((descriptors, false));
+            }
             let place = table.checked_add(16 * u64::from(index));
-            let read = place.filter(|_| index < count && left > 0);
-            let Some(bytes) = read.and_then(|place| self.read::<16>(place)) else {
-                return (descriptors, false);
-            };
+            let bytes = place.and_then(|place| self.read::<16>(place));
+            let bytes = bytes.ok_or(Unanswerable::Unshared)?;
             let address = u64::from_le_bytes(bytes[..8].try_into().unwrap());
             let len = u32::from_le_bytes(bytes[8..12].try_into().unwrap());
             let flags = u16::from_le_bytes([bytes[12], bytes[13]]);
@@ -225,21 +245,21 @@ impl Model {
             if flags & INDIRECT != 0 {
                 // One level, of whole descriptors (2.7.5.3).
                 let Some(indirect) = u16::try_from(len / 16).ok().filter(|_| len % 16 == 0) else {
-                    return (descriptors, false);
+                    return Ok((descriptors, false));
                 };
                 if is_indirect {
-                    return (descriptors, false);
+                    return Ok((descriptors, false));
                 }
                 (table, count, index, left, is_indirect) = (address, indirect, 0, indirect, true);
                 continue;
             }
             let Some(sum) = total.checked_add(len) else {
-                return (descriptors, false);
+                return Ok((descriptors, false));
             };
             total = sum;
             descriptors.push((address, len, flags & WRITE != 0));
             if flags & NEXT == 0 {
-                return (descriptors, true);
+                return Ok((descriptors, true));
             }
             index = next;
             left -= 1;
@@ -248,20 +268,14 @@ impl Model {
 
     /// Answers, and tells whether all could be returned, and whether the driver was called (2.7.7).
     fn complete(&mut self, requests: &[Expected], flushed: i32) -> (bool, bool) {
-        let mut all = true;
+        // All statuses are there before the first request is returned.
         for request in requests {
             let status = if request.number == Some(0) { flushed } else { -1 };
-            let mut len = 0u32;
-            if let Some(places) = request.status {
-                if places.iter().all(|at| self.byte(*at).is_some()) {
-                    for (at, byte) in places.into_iter().zip(status.to_le_bytes()) {
-                        self.write(at, &[byte]).unwrap();
-                    }
-                    len = 4;
-                }
+            for (at, byte) in request.status.into_iter().zip(status.to_le_bytes()) {
+                self.write(at, &[byte]).unwrap();
             }
-            all &= self.answer(request.head, len).is_some();
         }
+        let all = requests.iter().all(|request| self.answer(request.head).is_some());
         if !self.event_idx {
             // VIRTQ_AVAIL_F_NO_INTERRUPT
             let is_unwanted = self.read_u16(self.avail).is_some_and(|flags| flags & 1 != 0);
@@ -270,32 +284,32 @@ impl Model {
         let Some(event) = self.read_u16(self.avail + 4 + 2 * u64::from(self.size)) else {
             return (false, false);
         };
-        let since = self.next_used.wrapping_sub(event).wrapping_sub(1);
+        let since = self.next.wrapping_sub(event).wrapping_sub(1);
         let is_wanted = since < std::mem::take(&mut self.num_added);
         (all, is_wanted)
     }
 
-    fn answer(&mut self, head: u16, len: u32) -> Option<()> {
-        if head >= self.size {
-            return None;
-        }
-        let slot = u64::from(self.next_used % self.size);
-        let element = [u32::from(head).to_le_bytes(), len.to_le_bytes()].concat();
+    /// Returns a request; it stays where that can't be written.
+    fn answer(&mut self, head: u16) -> Option<()> {
+        let slot = u64::from(self.next % self.size);
+        let element = [u32::from(head).to_le_bytes(), 4u32.to_le_bytes()].concat();
         self.write(self.used + 4 + 8 * slot, &element)?;
-        self.next_used = self.next_used.wrapping_add(1);
+        let next = self.next.wrapping_add(1);
         self.num_added = self.num_added.wrapping_add(1);
-        self.write(self.used + 2, &self.next_used.to_le_bytes())
+        self.write(self.used + 2, &next.to_le_bytes())?;
+        self.next = next;
+        Some(())
     }
 
-    /// Whether there are more requests (2.7.10).
-    fn wait_for_kick(&mut self) -> Option<bool> {
+    /// Whether there are more requests than were seen (2.7.10).
+    fn wait_for_kick(&mut self, seen: u16) -> Option<bool> {
         if self.event_idx {
             let event = self.used + 4 + 8 * u64::from(self.size);
-            self.write(event, &self.next_avail.to_le_bytes())?;
+            self.write(event, &seen.to_le_bytes())?;
         } else {
             self.write(self.used, &[0, 0])?;
         }
-        Some(self.read_u16(self.avail + 2)? != self.next_avail)
+        Some(self.read_u16(self.avail + 2)? != seen)
     }
 }
 
