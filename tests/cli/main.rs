@@ -5,6 +5,7 @@
 mod arguments;
 mod control;
 mod documents;
+mod fsync;
 mod load;
 mod log;
 mod prefetch;

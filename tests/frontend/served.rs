@@ -104,3 +104,78 @@ fn fetches_for_all_users() -> bool {
     let mut numbers = release.split('.').map(|number| number.parse::<u32>().unwrap_or(0));
     (numbers.next(), numbers.next()) >= (Some(6), Some(12))
 }
+
+/// A device's own flushes and the fsyncs of others end in the same workers, and are counted once.
+#[test]
+fn flushes_and_fsyncs_of_a_published_window_are_counted_once() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = |name: &str| dir.path().join(name);
+    let [file, window, control] = ["file", "window", "control"].map(path);
+    File::create(&file).unwrap().set_len(PAGES * 4096).unwrap();
+    let args = ["--file", "--publish", "--control"].map(AsRef::as_ref);
+    let values = [&file, &window, &control].map(|path| path.as_os_str());
+    let args = args.into_iter().zip(values).flat_map(|(name, value)| [name, value]);
+    let Some(daemon) = Daemon::start_served(DAEMON, args).unwrap() else { return };
+    let mut vmm = Vmm::start(daemon.socket(), Abilities::default());
+    for _ in 0..3 {
+        assert_eq!(vmm.driver.flush(), 0);
+    }
+    let published = File::open(&window).unwrap();
+    published.sync_all().unwrap();
+    published.sync_data().unwrap();
+    let counters = crate::metrics::status(&control)[0]["counters"].clone();
+    assert_eq!(counters["flushes"]["done"], 5, "{counters:#}");
+    let syncs = counters["syncs"]["counts"].as_array().unwrap();
+    assert_eq!(syncs.iter().map(|count| count.as_u64().unwrap()).sum::<u64>(), 5, "{counters:#}");
+    assert_eq!(counters["sync_errors"], 0);
+    drop(vmm);
+    // In order, so that nothing stays mounted.
+    daemon.terminate().unwrap();
+}
+
+/// Serves a file of which nothing can be written, as a VMM finds out.
+fn serve_read_only(dir: &TempDir, more: &[&str]) -> Option<Daemon> {
+    let base = dir.path().join("base");
+    fs::write(&base, vec![7; 16 * 4096]).unwrap();
+    let args = [base.as_os_str(), "--read-only".as_ref()].into_iter();
+    let args = ["--file".as_ref()].into_iter().chain(args);
+    Daemon::start_served(DAEMON, args.chain(more.iter().map(AsRef::as_ref))).unwrap()
+}
+
+#[test]
+fn daemon_that_cannot_write_back_at_its_end_says_so() {
+    let dir = tempfile::tempdir().unwrap();
+    let Some(daemon) = serve_read_only(&dir, &[]) else { return };
+    let mut vmm = Vmm::start(daemon.socket(), Abilities::default());
+    assert_eq!(vmm.driver.flush(), 0);
+    vmm.store(0, &[9; 4096]);
+    let (status, log) = daemon.terminate().unwrap();
+    assert!(status.success(), "{log}");
+    assert!(log.contains("what the guest stored and did not flush may be lost"), "{log}");
+}
+
+/// A VMM by vhost-user, and a VMM with the window's path: what one lost both are told of.
+#[test]
+fn writeback_that_failed_fails_the_flushes_of_all_who_have_the_window() {
+    let dir = tempfile::tempdir().unwrap();
+    let window = dir.path().join("window");
+    let Some(daemon) = serve_read_only(&dir, &["--publish", window.to_str().unwrap()]) else {
+        return;
+    };
+    let mut vmm = Vmm::start(daemon.socket(), Abilities::default());
+    assert_eq!(vmm.driver.flush(), 0);
+    File::open(&window).unwrap().sync_all().unwrap();
+    vmm.store(0, &[9; 4096]);
+    for _ in 0..2 {
+        // The first one writes back, and the kernel tells it so.
+        File::open(&window).unwrap().sync_all().unwrap_err();
+    }
+    assert_eq!(vmm.driver.flush(), -1);
+    drop(vmm);
+    daemon.wait_for_log("frontend left").unwrap();
+    let mut vmm = Vmm::start(daemon.socket(), Abilities::default());
+    assert_eq!(vmm.driver.flush(), -1);
+    File::open(&window).unwrap().sync_all().unwrap_err();
+    drop(vmm);
+    daemon.terminate().unwrap();
+}

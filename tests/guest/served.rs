@@ -4,6 +4,7 @@
 
 mod killed;
 mod live;
+mod published;
 mod read_only;
 
 use std::ffi::OsString;
@@ -39,6 +40,14 @@ fn starts(how: impl FnOnce(&Path) -> [OsString; 2]) -> bool {
     let dir = tempfile::tempdir().unwrap();
     let file = ["--size".into(), "1M".into(), "--file".into(), dir.path().join("file").into()];
     Daemon::start_served(DAEMON, how(dir.path()).into_iter().chain(file)).unwrap().is_some()
+}
+
+/// Has the daemon that was started with `--control` do something, and returns what it says.
+fn operate(dir: &TempDir, args: &[&str]) -> String {
+    let control = dir.path().join("control");
+    let output = Command::new(DAEMON).args(args).arg("--control").arg(control).output().unwrap();
+    assert!(output.status.success(), "{args:?}: {output:?}");
+    String::from_utf8(output.stdout).unwrap()
 }
 
 /// A word of a table.

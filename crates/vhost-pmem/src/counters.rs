@@ -43,9 +43,10 @@ const SYNC_NANOSECONDS: [u64; 19] = [
 /// What a device has done since it was made, whoever its frontends were.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Counts {
-    /// Flushes that were answered with success.
+    /// Flushes that were answered with success: guests' requests, and other processes' fsyncs of a
+    /// published window.
     pub flushes_done: u64,
-    /// Flushes that failed, as a store had failed.
+    /// The same, which failed, as a store had failed.
     pub flushes_failed: u64,
     /// Flushes that failed, as the guest's pages were not mapped.
     pub flushes_unmapped: u64,
@@ -60,8 +61,9 @@ pub struct Counts {
     /// Batches that waited for their turn, as a limit was reached.
     pub batches_limited: u64,
     /// How long syncs took, in nanoseconds, also those that failed: one for each batch that has a
-    /// flush, and of a served window one more when a frontend leaves. None where an earlier one had
-    /// failed, so that none was tried.
+    /// flush, and of a served window one more when a frontend leaves; one for each fsync of a
+    /// published window, without the writeback that the kernel does before. None where an earlier one
+    /// had failed, so that none was tried.
     pub syncs: Histogram,
     /// How many of them failed.
     pub sync_errors: u64,
@@ -183,6 +185,11 @@ impl Counters {
             None => &self.flushes_unmapped,
         };
         count.add(flushes);
+    }
+
+    /// Another process has synced a published window, or failed to.
+    pub(crate) fn flush(&self, done: bool) {
+        if done { &self.flushes_done } else { &self.flushes_failed }.add(1);
     }
 
     /// A batch had to wait for its turn.

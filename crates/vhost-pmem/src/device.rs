@@ -51,8 +51,8 @@ pub struct Device {
     /// Limits what a guest can have logged, of what went wrong and of what went well.
     warnings: Throttle,
     activations: Throttle,
-    counters: Counters,
     health: Health,
+    counters: Arc<Counters>,
 }
 
 impl Device {
@@ -84,10 +84,12 @@ impl Device {
         publication: Option<Publication>,
         gpa: Option<u64>,
     ) -> Result<Self, InvalidWindow> {
+        let counters = Arc::new(Counters::new());
         let (region, layers) = match window {
             Window::Direct { .. } => (region, None),
             Window::Served { size, .. } => {
-                let (region, layers) = served::region(region, size, publication.as_ref())?;
+                let (region, layers) =
+                    served::region(region, size, publication.as_ref(), &counters)?;
                 (region, Some(layers))
             }
         };
@@ -105,8 +107,8 @@ impl Device {
             batch: Mutex::new(()),
             warnings: Throttle::new(),
             activations: Throttle::new(),
-            counters: Counters::new(),
             health: Health::default(),
+            counters,
         })
     }
 
@@ -179,8 +181,10 @@ impl Device {
     /// there already; what stands in a served one is gone with this process.
     pub fn write_back(&self) {
         if let Window::Served { .. } = self.window {
-            // A failure is logged; nobody waits for the answer.
-            let _ = self.flush();
+            if let Err(cause) = self.sync() {
+                let cause = &cause as &dyn Error;
+                warn!(cause, "what the guest stored and did not flush may be lost");
+            }
         }
     }
 
@@ -225,14 +229,27 @@ impl Device {
     /// it was given say so themselves.
     pub fn failures(&self) -> Vec<Failure> {
         let Some(layers) = &self.layers else { return Vec::new() };
-        self.window_store().and_then(Failure::of).into_iter().chain(layers.failures()).collect()
+        // The window has the reason; its store was told of an I/O error.
+        let window = layers.window_failure().or_else(|| self.window_store().and_then(Failure::of));
+        window.into_iter().chain(layers.failures()).collect()
     }
 
     /// Takes these failures back, if all can be synced now.
     pub fn clear_failures(&self) -> Result<(), LayerError> {
         let Some(layers) = &self.layers else { return Ok(()) };
+        // Those beneath first: the window's sync ends in theirs.
         layers.clear_failures()?;
-        self.window_store().map_or(Ok(false), Pagemap::clear_failure)?;
+        let Some(window) = self.window_store() else { return Ok(()) };
+        if !layers.forget_window_failure() && window.failure().is_none() {
+            return Ok(());
+        }
+        // Our own opening may not have heard of the writeback that failed, and does now. What can't
+        // be written back still is remembered again, and fails the sync that counts.
+        let _ = window.store().persist();
+        if !window.clear_failure()? {
+            window.persist()?;
+        }
+        warn!(store = window.store().name(), "failure cleared; flushes may succeed again");
         Ok(())
     }
 
@@ -381,24 +398,22 @@ impl Device {
     }
 
     fn flush(&self) -> Status {
+        if self.sync().is_ok() { Status::Success } else { Status::Failure }
+    }
+
+    fn sync(&self) -> Result<(), PersistError> {
         let began = Instant::now();
         let result = self.region.persist(self.region.pages());
         self.counters.sync(began.elapsed(), &result);
-        match result {
-            Ok(()) => Status::Success,
-            Err(cause) => {
-                // What failed earlier, or was disabled, was logged then, and a guest may go on
-                // asking.
-                if let PersistError::Sync { .. } = cause {
-                    error!(
-                        cause = &cause as &dyn Error,
-                        "flush failed; every flush fails from now on, as what the kernel could not \
-                         write it has forgotten; mend the storage, end the guest, then restart the \
-                         daemon or clear the failure"
-                    );
-                }
-                Status::Failure
-            }
+        // What failed earlier, or was disabled, was logged then, and a guest may go on asking.
+        if let Err(cause @ PersistError::Sync { .. }) = &result {
+            error!(
+                cause = cause as &dyn Error,
+                "flush failed; all further flushes will fail, since the kernel has dropped the data \
+                 it could not write; repair the storage, stop the guest, then restart the daemon or \
+                 run clear-failure"
+            );
         }
+        result
     }
 }

@@ -77,7 +77,7 @@ impl Place {
 }
 
 /// All devices' status.
-fn status(control: &Path) -> Value {
+pub(crate) fn status(control: &Path) -> Value {
     let mut command = Command::new(DAEMON);
     let output = command.args(["status", "--json", "--control"]).arg(control).output().unwrap();
     assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));

@@ -6,9 +6,8 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use guest_harness::{Daemon, Lab, Vm};
-use tempfile::TempDir;
 
-use super::{SECTORS, SIZE, can_serve, same, serve_overlay, word};
+use super::{SECTORS, SIZE, can_serve, operate, same, serve_overlay, word};
 use crate::filesystem::Filesystem;
 use crate::tmpfs::Tmpfs;
 use crate::{DAEMON, guest, on_ext4_and_xfs, serve_table, sparse_file};
@@ -16,14 +15,6 @@ use crate::{DAEMON, guest, on_ext4_and_xfs, serve_table, sparse_file};
 on_ext4_and_xfs! {
     snapshot_taken_while_fio_runs_mounts_clean_and_merges
     mirror_goes_on_without_a_leg_and_is_made_whole_again
-}
-
-/// Has the daemon that was started with `--control` do something, and returns what it says.
-fn operate(dir: &TempDir, args: &[&str]) -> String {
-    let control = dir.path().join("control");
-    let output = Command::new(DAEMON).args(args).arg("--control").arg(control).output().unwrap();
-    assert!(output.status.success(), "{args:?}: {output:?}");
-    String::from_utf8(output.stdout).unwrap()
 }
 
 /// Files written and synced without an end, each with its sum, and said so.

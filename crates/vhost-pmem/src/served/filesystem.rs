@@ -14,12 +14,15 @@ use fuser::{
     InitFlags, KernelConfig, LockOwner, OpenFlags, ReplyAttr, ReplyData, ReplyEmpty, ReplyOpen,
     ReplyWrite, Request, TimeOrNow, WriteFlags,
 };
-use pfn_blk::{BioError, NrPages, PAGE_SIZE, PersistError, Pgoff, PgoffRange};
-use tracing::{error, warn};
+use pfn_blk::{BioError, NrPages, PAGE_SIZE, Pgoff, PgoffRange};
+use tracing::warn;
 
+use super::Served;
 use super::layers::Layers;
 use super::namespace;
+use super::openings::{self, Openings};
 use super::publication::Permissions;
+use super::syncs::Syncs;
 use super::unchanged;
 use crate::throttle::Throttle;
 
@@ -34,6 +37,8 @@ const FOR_EVER: Duration = Duration::from_secs(u32::MAX as u64);
 /// be written.
 pub(super) struct RegionFile {
     layers: Arc<Layers>,
+    openings: Arc<Openings>,
+    syncs: Arc<Syncs>,
     attributes: FileAttr,
     /// Held while a part of a page is written, which others may be writing parts of.
     partial: Mutex<()>,
@@ -50,7 +55,8 @@ enum Part {
 }
 
 impl RegionFile {
-    pub(super) fn new(layers: Arc<Layers>, size: NrPages, permissions: Permissions) -> Self {
+    pub(super) fn new(served: &Served, size: NrPages, permissions: Permissions) -> Self {
+        let Served { layers, openings, syncs } = served.clone();
         let attributes = FileAttr {
             ino: INodeNo::ROOT,
             size: size.bytes(),
@@ -68,7 +74,14 @@ impl RegionFile {
             blksize: REQUEST_BYTES,
             flags: 0,
         };
-        Self { layers, attributes, partial: Mutex::default(), failures: Throttle::new() }
+        Self {
+            layers,
+            openings,
+            syncs,
+            attributes,
+            partial: Mutex::default(),
+            failures: Throttle::new(),
+        }
     }
 
     /// `pages` of the file, in the region and behind it.
@@ -86,20 +99,20 @@ impl RegionFile {
     }
 
     /// The pages that have `len` bytes from `offset` on, and where in them these are.
-    fn pages(&self, offset: u64, len: usize) -> Result<(PgoffRange, Range<usize>), Errno> {
+    fn pages(&self, offset: u64, len: usize) -> Result<(PgoffRange, Range<usize>), Unmoved> {
         let end = offset.checked_add(len as u64).filter(|end| *end <= self.attributes.size);
-        let end = end.ok_or(Errno::EINVAL)?.next_multiple_of(PAGE_SIZE);
+        let end = end.ok_or(Unmoved::Outside)?.next_multiple_of(PAGE_SIZE);
         let start = offset - offset % PAGE_SIZE;
         let pages = Pgoff::try_from_bytes(start)
             .and_then(|start_page| {
                 PgoffRange::try_new(start_page, NrPages::try_from_bytes(end - start)?)
             })
-            .map_err(|_| Errno::EINVAL)?;
+            .map_err(|_| Unmoved::Outside)?;
         let at = usize::try_from(offset - start).expect("less than a page");
         Ok((pages, at..at + len))
     }
 
-    fn read(&self, offset: u64, buffer: &mut [u8]) -> Result<(), Errno> {
+    fn read(&self, offset: u64, buffer: &mut [u8]) -> Result<(), Unmoved> {
         if buffer.is_empty() {
             return Ok(());
         }
@@ -113,7 +126,7 @@ impl RegionFile {
         Ok(())
     }
 
-    fn write(&self, offset: u64, data: &[u8]) -> Result<(), Errno> {
+    fn write(&self, offset: u64, data: &[u8]) -> Result<(), Unmoved> {
         if data.is_empty() {
             return Ok(());
         }
@@ -130,43 +143,39 @@ impl RegionFile {
         self.write_pages(pages, &whole)
     }
 
-    fn read_pages(&self, pages: PgoffRange, buffer: &mut [u8]) -> Result<(), Errno> {
+    fn read_pages(&self, pages: PgoffRange, buffer: &mut [u8]) -> Result<(), Unmoved> {
         let mut rest = buffer;
         for (part, len) in self.parts(pages) {
             let (front, behind) = rest.split_at_mut(len);
             if let Part::Region(pages) = part {
-                self.layers.read(pages, front).map_err(|error| self.failed("read", &error))?;
+                self.layers.read(pages, front)?;
             }
             rest = behind;
         }
         Ok(())
     }
 
-    fn write_pages(&self, pages: PgoffRange, data: &[u8]) -> Result<(), Errno> {
+    fn write_pages(&self, pages: PgoffRange, data: &[u8]) -> Result<(), Unmoved> {
         let mut rest = data;
         for (part, len) in self.parts(pages) {
             let (front, behind) = rest.split_at(len);
             match part {
-                Part::Region(pages) => {
-                    unchanged::write(&self.layers, pages, front)
-                        .map_err(|error| self.failed("write", &error))?;
-                }
+                Part::Region(pages) => unchanged::write(&self.layers, pages, front)?,
                 Part::Tail if unchanged::is_tail(front) => {}
-                Part::Tail => return Err(self.failed("write", &BehindTheEnd)),
+                Part::Tail => return Err(Unmoved::BeyondTheEnd),
             }
             rest = behind;
         }
         Ok(())
     }
 
-    /// Logs why pages could not be moved, which the kernel will not tell, and finds the number
-    /// for it.
-    fn failed(&self, what: &'static str, cause: &(dyn Error + 'static)) -> Errno {
+    /// Logs why pages could not be moved, which the kernel will not tell.
+    fn log(&self, what: &'static str, cause: &Unmoved) {
         if let Some(suppressed) = self.failures.admit() {
             let suppressed = NonZeroU64::new(suppressed);
+            let cause: &(dyn Error + 'static) = cause;
             warn!(suppressed, cause, "cannot {what} pages of the served window");
         }
-        errno(cause)
     }
 }
 
@@ -175,20 +184,32 @@ fn bytes(pages: PgoffRange) -> usize {
     usize::try_from(pages.nr_pages().bytes()).expect("no more than a request has")
 }
 
-/// The guest wrote behind the region's end, in what is there to make its size a power of two.
+/// Why pages were not moved.
 #[derive(Debug, thiserror::Error)]
-#[error("the guest wrote behind the region's end")]
-struct BehindTheEnd;
+enum Unmoved {
+    /// The region failed.
+    #[error(transparent)]
+    Region(#[from] BioError),
+    /// The guest wrote beyond the region's end, to the zeroes that make its size a power of two.
+    #[error("the guest wrote beyond the region's end")]
+    BeyondTheEnd,
+    /// The kernel asked for bytes that the file doesn't have.
+    #[error("bytes outside the window")]
+    Outside,
+}
 
-/// The number that says most nearly what went wrong.
-fn errno(cause: &(dyn Error + 'static)) -> Errno {
-    match cause.downcast_ref::<BioError>() {
-        Some(BioError::Full { .. }) => Errno::ENOSPC,
-        Some(BioError::ReadOnly { .. }) => Errno::EROFS,
-        Some(BioError::Store { source, .. }) => {
-            source.raw_os_error().map_or(Errno::EIO, Errno::from_i32)
+impl Unmoved {
+    /// The number that says most nearly what went wrong.
+    fn errno(&self) -> Errno {
+        match self {
+            Self::Region(BioError::Full { .. }) => Errno::ENOSPC,
+            Self::Region(BioError::ReadOnly { .. }) => Errno::EROFS,
+            Self::Region(BioError::Store { source, .. }) => {
+                source.raw_os_error().map_or(Errno::EIO, Errno::from_i32)
+            }
+            Self::Region(_) | Self::BeyondTheEnd => Errno::EIO,
+            Self::Outside => Errno::EINVAL,
         }
-        _ => Errno::EIO,
     }
 }
 
@@ -247,13 +268,13 @@ impl Filesystem for RegionFile {
         reply.attr(&FOR_EVER, &self.attributes);
     }
 
-    fn open(&self, _request: &Request, _inode: INodeNo, flags: OpenFlags, reply: ReplyOpen) {
+    fn open(&self, request: &Request, _inode: INodeNo, flags: OpenFlags, reply: ReplyOpen) {
         if flags.0 & libc::O_TRUNC != 0 {
             return reply.error(Errno::EPERM);
         }
-        self.layers.opened();
+        let handle = self.openings.opened(request.pid());
         // The page cache is the guest's memory: an open must not empty it.
-        reply.opened(FileHandle(0), FopenFlags::FOPEN_KEEP_CACHE);
+        reply.opened(handle, FopenFlags::FOPEN_KEEP_CACHE);
     }
 
     fn read(
@@ -272,7 +293,10 @@ impl Filesystem for RegionFile {
         let mut buffer = vec![0; usize::try_from(len).expect("no more than a request has")];
         match Self::read(self, offset, &mut buffer) {
             Ok(()) => reply.data(&buffer),
-            Err(errno) => reply.error(errno),
+            Err(cause) => {
+                self.log("read", &cause);
+                reply.error(cause.errno());
+            }
         }
     }
 
@@ -283,14 +307,21 @@ impl Filesystem for RegionFile {
         _handle: FileHandle,
         offset: u64,
         data: &[u8],
-        _write_flags: WriteFlags,
+        write_flags: WriteFlags,
         _flags: OpenFlags,
         _lock_owner: Option<LockOwner>,
         reply: ReplyWrite,
     ) {
         match Self::write(self, offset, data) {
             Ok(()) => reply.written(u32::try_from(data.len()).expect("no more than a request has")),
-            Err(errno) => reply.error(errno),
+            Err(cause) => {
+                self.log("write", &cause);
+                if write_flags.contains(WriteFlags::FUSE_WRITE_CACHE) {
+                    // Nobody waits for it. Remembered before the kernel can send an FSYNC.
+                    self.syncs.writeback_failed(&cause);
+                }
+                reply.error(cause.errno());
+            }
         }
     }
 
@@ -304,7 +335,7 @@ impl Filesystem for RegionFile {
         _flush: bool,
         reply: ReplyEmpty,
     ) {
-        self.layers.released();
+        self.openings.released();
         reply.ok();
     }
 
@@ -324,19 +355,18 @@ impl Filesystem for RegionFile {
         &self,
         _request: &Request,
         _inode: INodeNo,
-        _handle: FileHandle,
+        handle: FileHandle,
         _datasync: bool,
         reply: ReplyEmpty,
     ) {
-        match self.layers.persist() {
+        let synced = match openings::is_ours(handle) {
+            true => self.syncs.sync_ours(),
+            false => self.syncs.sync_for_others(),
+        };
+        match synced {
             Ok(()) => reply.ok(),
-            Err(cause) => {
-                // What failed earlier was logged then.
-                if !matches!(cause, PersistError::Failed { .. }) {
-                    error!(cause = &cause as &dyn Error, "cannot sync the served window");
-                }
-                reply.error(Errno::EIO);
-            }
+            // It was logged when it happened.
+            Err(_) => reply.error(Errno::EIO),
         }
     }
 }

@@ -10,7 +10,6 @@
 //! in its table of fds only.
 
 use std::path::{Path, PathBuf};
-use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
 
 use pfn_blk::{
@@ -93,8 +92,6 @@ pub(super) struct Layers {
     bottom: Arc<Region>,
     /// Each over the one before it. Locked for writing while one comes or goes.
     stack: RwLock<Vec<Over>>,
-    /// How often the window's file is open.
-    openings: AtomicUsize,
 }
 
 /// What is over another.
@@ -108,7 +105,7 @@ struct Over {
 
 impl Layers {
     pub(super) fn new(bottom: Arc<Region>) -> Self {
-        Self { bottom, stack: RwLock::default(), openings: AtomicUsize::new(0) }
+        Self { bottom, stack: RwLock::default() }
     }
 
     fn stack(&self) -> RwLockReadGuard<'_, Vec<Over>> {
@@ -139,21 +136,6 @@ impl Layers {
 
     pub(super) fn persist(&self) -> Result<(), PersistError> {
         self.top(&self.stack()).persist(self.pages())
-    }
-
-    /// The window's file was opened.
-    pub(super) fn opened(&self) {
-        self.openings.fetch_add(1, Ordering::SeqCst);
-    }
-
-    /// What was opened was closed, and all that was mapped through it unmapped.
-    pub(super) fn released(&self) {
-        self.openings.fetch_sub(1, Ordering::SeqCst);
-    }
-
-    /// How often the window's file is open.
-    pub(super) fn openings(&self) -> usize {
-        self.openings.load(Ordering::SeqCst)
     }
 
     /// The layers, the first one taken first.
@@ -239,7 +221,7 @@ impl Layers {
 #[cfg(test)]
 mod tests {
     use std::io;
-    use std::sync::atomic::{AtomicBool, AtomicU64};
+    use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
     use pfn_blk::{HookedStore, MemoryStore, Pgoff, StoreOperation};
 

@@ -22,8 +22,10 @@ mod helper;
 mod layers;
 mod mount;
 mod namespace;
+mod openings;
 mod own_memory;
 mod publication;
+mod syncs;
 mod unchanged;
 mod workers;
 
@@ -44,10 +46,16 @@ pub use self::confinement::{ServedThread, confine_served_threads};
 use self::layers::Layers;
 pub use self::layers::{Failure, LAYER_CHUNK, Layer, LayerError};
 pub use self::namespace::allow_served_windows;
+use self::openings::Openings;
 pub(crate) use self::own_memory::cover;
 pub(crate) use self::publication::Publication;
 pub use self::publication::{PublishError, unpublish};
+use self::syncs::Syncs;
 use self::workers::{Begun, Job};
+use crate::counters::Counters;
+
+/// What the window is called among the stores.
+const NAME: &str = "the served window";
 
 /// Why a region can't be served through a file.
 #[derive(Debug, Error)]
@@ -125,16 +133,28 @@ struct Files {
     mapped: File,
 }
 
-/// The region of a file of `size` that `region` is served through, published or not.
+/// What the workers share with the device.
+#[derive(Clone)]
+struct Served {
+    layers: Arc<Layers>,
+    openings: Arc<Openings>,
+    syncs: Arc<Syncs>,
+}
+
+/// The region of a file of `size` that `region` is served through, published or not. Syncs that
+/// other processes ask for are counted.
 pub(crate) fn region(
     region: Region,
     size: NrPages,
     publication: Option<&Publication>,
+    counters: &Arc<Counters>,
 ) -> Result<(Region, LiveLayers), ServeWindowError> {
     let region = Arc::new(region);
     let layers = Arc::new(Layers::new(Arc::clone(&region)));
+    let syncs = Arc::new(Syncs::new(Arc::clone(&layers), Arc::clone(counters)));
+    let served = Served { layers, openings: Arc::default(), syncs };
     let Begun { files: [synced, mapped], jobs, thread } =
-        workers::begin(&layers, size, publication)?;
+        workers::begin(&served, size, publication)?;
     let store = ServedStore {
         files: Some(Files { synced, mapped }),
         nr_pages: size,
@@ -143,24 +163,34 @@ pub(crate) fn region(
     };
     let pagemap = PfnSpace::new().add(Box::new(store)).map_err(ServeWindowError::Size)?;
     let region = Region::try_new(pagemap).expect("a store is used once");
-    Ok((region, LiveLayers { layers, jobs }))
+    Ok((region, LiveLayers { served, jobs }))
 }
 
 /// What can be done to a region while it is served.
 pub(crate) struct LiveLayers {
-    layers: Arc<Layers>,
+    served: Served,
     jobs: Sender<Job>,
 }
 
 impl LiveLayers {
     /// The layers, the first one taken first.
     pub(crate) fn list(&self) -> Vec<Layer> {
-        self.layers.list()
+        self.served.layers.list()
     }
 
     /// Its stores that failed a sync.
     pub(crate) fn failures(&self) -> Vec<Failure> {
-        self.layers.failures()
+        self.served.layers.failures()
+    }
+
+    /// What the window itself remembers to have failed.
+    pub(crate) fn window_failure(&self) -> Option<Failure> {
+        self.served.syncs.failure()
+    }
+
+    /// Has the window forget it. Whether there was something.
+    pub(crate) fn forget_window_failure(&self) -> bool {
+        self.served.syncs.forget()
     }
 
     /// Takes their failures back.
@@ -181,8 +211,9 @@ impl LiveLayers {
 
     /// Drops the last layer, and has the kernel forget what it knows of the window.
     pub(crate) fn drop_changes(&self) -> Result<PathBuf, LayerError> {
-        self.run(|layers, notifier| {
-            if layers.openings() > OWN_OPENINGS {
+        let openings = Arc::clone(&self.served.openings);
+        self.run(move |layers, notifier| {
+            if openings.count() > OWN_OPENINGS {
                 return Err(LayerError::InUse);
             }
             let cow = layers.drop_changes()?;
@@ -198,7 +229,7 @@ impl LiveLayers {
         &self,
         work: impl FnOnce(&Layers, &Notifier) -> Result<T, LayerError> + Send + 'static,
     ) -> Result<T, LayerError> {
-        let layers = Arc::clone(&self.layers);
+        let layers = Arc::clone(&self.served.layers);
         let (done, is_done) = channel();
         let job: Job = Box::new(move |notifier| {
             // Whoever gave up waiting doesn't hear of it.
@@ -227,7 +258,7 @@ impl Drop for ServedStore {
 
 impl Store for ServedStore {
     fn name(&self) -> &str {
-        "the served window"
+        NAME
     }
 
     fn nr_pages(&self) -> NrPages {
@@ -296,7 +327,7 @@ mod tests {
         std::fs::write(&path, [7; 6 * 4096]).unwrap();
         let store = FileStore::open(&path, access).unwrap();
         let inner = Region::try_new(PfnSpace::new().add(Box::new(store)).unwrap()).unwrap();
-        match region(inner, nr_pages(8), None) {
+        match region(inner, nr_pages(8), None, &Arc::new(Counters::new())) {
             Ok((region, _)) => {
                 // Into the page cache, by a system call: who waits for a page of a mapping has the
                 // process' memory locked, which its workers may have to change to serve the page.

@@ -26,10 +26,10 @@ use rustix::thread::UnshareFlags;
 
 use super::confinement::{ServedThread, confine};
 use super::filesystem::RegionFile;
-use super::layers::Layers;
 use super::mount::{Mounted, Place};
+use super::openings::Openings;
 use super::publication::{Permissions, Publication};
-use super::{ServeWindowError, dirty_limit};
+use super::{ServeWindowError, Served, dirty_limit};
 
 /// Enough for those that wait for a disk not to hold up others.
 const WORKERS: usize = 4;
@@ -39,7 +39,7 @@ pub(super) type Job = Box<dyn FnOnce(&Notifier) + Send>;
 
 /// What was begun.
 pub(super) struct Begun {
-    /// The file, opened twice.
+    /// The file, opened twice: to be synced, and for frontends.
     pub(super) files: [File; 2],
     /// Done one after another. When it is closed, and all who have the file open have closed it,
     /// the thread ends.
@@ -47,29 +47,29 @@ pub(super) struct Begun {
     pub(super) thread: JoinHandle<()>,
 }
 
-/// Begins to serve `layers` as a file of `size`, and to publish it.
+/// Begins to serve a region as a file of `size`, and to publish it.
 ///
 /// The workers use fds as they are now, so what is served must have opened all that it will; but
 /// for what a job opens, which is closed by a job, or at the end of it all.
 pub(super) fn begin(
-    layers: &Arc<Layers>,
+    served: &Served,
     size: NrPages,
     publication: Option<&Publication>,
 ) -> Result<Begun, ServeWindowError> {
     let (ready, is_ready) = channel();
     let (jobs, work) = channel();
     let permissions = publication.map_or_else(Permissions::own, |one| one.permissions);
-    let layers = Arc::clone(layers);
+    let (layers, openings) = (Arc::clone(&served.layers), Arc::clone(&served.openings));
+    let filesystem = RegionFile::new(served, size, permissions);
     let publish = publication.map(|one| one.path().to_owned());
     let thread = std::thread::Builder::new()
         .name("served window".to_owned())
         .spawn(move || {
-            let filesystem = RegionFile::new(Arc::clone(&layers), size, permissions);
             run(filesystem, publish.as_deref(), &ready, &work);
             layers.close();
         })
         .map_err(ServeWindowError::Session)?;
-    match open_twice(&is_ready) {
+    match open_twice(&is_ready, &openings) {
         Ok(files) => Ok(Begun { files, jobs, thread }),
         Err(error) => {
             drop(jobs);
@@ -86,6 +86,7 @@ type Ready = (PathBuf, Sender<()>, Receiver<()>);
 /// Opens the file, once there is one to open.
 fn open_twice(
     is_ready: &Receiver<Result<Ready, ServeWindowError>>,
+    openings: &Openings,
 ) -> Result<[File; 2], ServeWindowError> {
     let gone = || ServeWindowError::Session(io::Error::other("its thread is gone"));
     let (root, opened, settled) = is_ready.recv().map_err(|_| gone())??;
@@ -95,7 +96,10 @@ fn open_twice(
         Ok(rustix::fs::open(&root, OFlags::RDWR | OFlags::CLOEXEC, Mode::empty())?.into())
     };
     let open = || open().map_err(ServeWindowError::Open);
-    let files = [open()?, open()?];
+    openings.expect(rustix::thread::gettid().as_raw_pid().unsigned_abs());
+    let synced = open()?;
+    openings.expect_none();
+    let files = [synced, open()?];
     drop(opened);
     // It is left behind confined.
     let _ = settled.recv();
