@@ -88,15 +88,16 @@ impl Operator {
         let origins = self.origins()?;
         let ample = Snapshot::ample_cow(self.size, overlay_chunk())?;
         // Durable before a mark names it: whoever finds the mark after a power cut finds it, too.
-        let opened = FileStore::open_sized(cow, ample);
+        let opened = FileStore::open_new(cow, ample);
         let (_, sizing) = opened.map_err(|error| self.explain(error))?;
         let taken = self.take_marked(&origins, cow);
         if taken.is_err() {
             unmark(&origins);
-            if sizing == Sizing::Created {
-                // Nobody misses it, and the next attempt can do without.
-                let _ = fs::remove_file(cow);
-            }
+            // The next attempt finds the file as this one did.
+            let _ = match sizing {
+                Sizing::Created => fs::remove_file(cow),
+                _ => File::create(cow).map(drop),
+            };
         }
         taken
     }

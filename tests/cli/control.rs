@@ -86,6 +86,23 @@ fn snapshot_dropped_is_the_state_that_it_was_taken_of() {
     assert_eq!(pages(&place, "base"), [1, 4, 1, 1]);
 }
 
+#[test]
+fn snapshot_into_a_file_that_is_something_else_leaves_it_as_it_was() {
+    let place = Place::new();
+    let Some(_publisher) = serve(&place) else { return };
+    let other = vec![7; 5000];
+    fs::write(place.path("other"), &other).unwrap();
+    place.refuses(
+        "snapshot @/other --control @/control",
+        "the daemon refuses: cannot open the COW store: it holds 5000 bytes already; name a new file",
+    );
+    assert_eq!(fs::read(place.path("other")).unwrap(), other);
+    assert!(!is_marked(&place));
+    // One that was made, and is empty, is as good as none.
+    fs::write(place.path("empty"), []).unwrap();
+    ask(&place, "snapshot @/empty");
+}
+
 /// Were the origin served by itself, what was written since the snapshot would be lost.
 #[test]
 fn snapshot_outlives_the_daemon_and_its_origin_is_not_written() {

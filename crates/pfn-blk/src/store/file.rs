@@ -52,6 +52,9 @@ pub enum InvalidStore {
         /// The size asked for in bytes.
         asked: u64,
     },
+    /// Something is in it already, and a new file was asked for.
+    #[error("it holds {0} bytes already; name a new file")]
+    NotNew(u64),
     /// Another process, or another store of this one, holds the file's lock.
     #[error(
         "locked: another process serves it{}",
@@ -87,7 +90,7 @@ impl InvalidStore {
     }
 }
 
-/// What [`FileStore::open_sized`] had to do to the file.
+/// What [`FileStore::open_sized`] and [`FileStore::open_new`] had to do to the file.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Sizing {
     /// It was made, sparse.
@@ -143,6 +146,29 @@ impl FileStore {
     /// Opens a file for reading and writing and gives it `size`: it is created where there is
     /// none, and grown where it is shorter. New pages take no space until they are written.
     pub fn open_sized(path: &Path, size: NrPages) -> Result<(Self, Sizing), InvalidStore> {
+        let asked = size.bytes();
+        Self::resize(path, size, |is| match is > asked {
+            true => Err(InvalidStore::TooLong { is, asked }),
+            false => Ok(()),
+        })
+    }
+
+    /// As [`open_sized`](Self::open_sized), but a file that has anything in it is refused, and left
+    /// as it is.
+    pub fn open_new(path: &Path, size: NrPages) -> Result<(Self, Sizing), InvalidStore> {
+        Self::resize(path, size, |is| match is {
+            0 => Ok(()),
+            bytes => Err(InvalidStore::NotNew(bytes)),
+        })
+    }
+
+    /// Opens a file, creates it where there is none, and gives it `size` if `check` lets one of
+    /// its length be grown.
+    fn resize(
+        path: &Path,
+        size: NrPages,
+        check: impl FnOnce(u64) -> Result<(), InvalidStore>,
+    ) -> Result<(Self, Sizing), InvalidStore> {
         let (file, existed) = match open(path, Access::ReadWrite, false) {
             Err(InvalidStore::Missing) => (open(path, Access::ReadWrite, true)?, false),
             opened => (opened?, true),
@@ -153,10 +179,8 @@ impl FileStore {
             return Err(InvalidStore::FixedSize);
         }
         let is = metadata.len();
+        check(is)?;
         let asked = size.bytes();
-        if is > asked {
-            return Err(InvalidStore::TooLong { is, asked });
-        }
         if is < asked {
             file.set_len(asked).map_err(InvalidStore::io("grow it"))?;
             file.sync_all().map_err(InvalidStore::io("sync its new size"))?;
@@ -464,6 +488,22 @@ mod tests {
         assert_eq!(sizing, Sizing::Grown(8192));
         assert_eq!(store.nr_pages(), pages(5));
         assert_eq!(std::fs::metadata(&path).unwrap().len(), 5 * 4096);
+    }
+
+    #[test]
+    fn open_new_takes_no_file_that_has_something_in_it() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("file");
+        assert_eq!(FileStore::open_new(&path, pages(2)).unwrap().1, Sizing::Created);
+        // Longer, shorter, and just as long.
+        for len in [4096, 8192, 12288] {
+            std::fs::write(&path, vec![0; len]).unwrap();
+            let error = FileStore::open_new(&path, pages(2)).unwrap_err();
+            assert!(matches!(error, InvalidStore::NotNew(bytes) if bytes == len as u64));
+            assert_eq!(std::fs::metadata(&path).unwrap().len(), len as u64);
+        }
+        std::fs::write(&path, []).unwrap();
+        assert_eq!(FileStore::open_new(&path, pages(2)).unwrap().1, Sizing::Grown(0));
     }
 
     #[test]

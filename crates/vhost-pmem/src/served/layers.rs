@@ -144,17 +144,21 @@ impl Layers {
         self.stack().iter().map(layer).collect()
     }
 
-    /// Keeps what is written from now on in a new file at `cow`, or an unused one. Beneath it all
-    /// that was written is durable.
+    /// Keeps what is written from now on in a new file at `cow`, or a blank one. Beneath it all
+    /// that was written is durable. A file that holds something else is left as it is.
     pub(super) fn take_snapshot(&self, cow: &Path) -> Result<(), LayerError> {
         if self.bottom.access() == Access::ReadOnly {
             return Err(LayerError::ReadOnly);
         }
         let size = self.bottom.nr_pages();
         let chunk = NrPages::try_new(LAYER_CHUNK)?;
-        let (store, sizing) = FileStore::open_sized(cow, Snapshot::ample_cow(size, chunk)?)?;
+        let (store, created) = match FileStore::open_new(cow, Snapshot::ample_cow(size, chunk)?) {
+            Ok((store, sizing)) => (store, sizing == Sizing::Created),
+            Err(InvalidStore::NotNew(_)) => (FileStore::open(cow, Access::ReadWrite)?, false),
+            Err(error) => return Err(error.into()),
+        };
         let taken = self.put_over(cow, store, chunk);
-        if taken.is_err() && sizing == Sizing::Created {
+        if taken.is_err() && created {
             // Nobody misses it, and the next attempt can do without.
             let _ = std::fs::remove_file(cow);
         }
@@ -302,6 +306,10 @@ mod tests {
         layers.drop_changes().unwrap();
         assert!(matches!(layers.take_snapshot(&cow), Err(LayerError::NotEmpty)));
         assert!(cow.exists());
+        let other = dir.path().join("other");
+        std::fs::write(&other, [7; 4096 * 20]).unwrap();
+        assert!(matches!(layers.take_snapshot(&other), Err(LayerError::Snapshot(_))));
+        assert_eq!(std::fs::read(&other).unwrap(), [7; 4096 * 20]);
         let none = dir.path().join("none/cow");
         assert!(matches!(layers.take_snapshot(&none), Err(LayerError::Store(_))));
         assert!(layers.list().is_empty());
