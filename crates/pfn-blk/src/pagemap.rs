@@ -28,9 +28,18 @@ pub struct Pagemap {
     usage: Usage,
     revokers: Revokers,
     claims: Claims,
-    /// The first failed sync. Held while syncing: of two syncs at once the kernel reports a
-    /// failed write to one only, and the other must not succeed.
-    failed: Mutex<Option<Arc<io::Error>>>,
+    /// Held while syncing: of two syncs at once the kernel reports a failed write to one only, and
+    /// the other must not succeed.
+    synced: Mutex<Synced>,
+}
+
+/// What is known of a store's syncs.
+#[derive(Debug, Default)]
+struct Synced {
+    /// The first one that failed.
+    failed: Option<Arc<io::Error>>,
+    /// The store is read-only, and all of it is durable.
+    all: bool,
 }
 
 /// A use of the store, also of one that panics.
@@ -51,7 +60,7 @@ impl Pagemap {
             usage: Usage::default(),
             revokers: Revokers::default(),
             claims: Claims::default(),
-            failed: Mutex::new(None),
+            synced: Mutex::default(),
         })
     }
 
@@ -127,41 +136,46 @@ impl Pagemap {
     /// A failure stays: Linux marks pages clean after it failed to write them, so a later sync would
     /// succeed without them. Every later call returns [`PersistError::Failed`], until an operator
     /// [takes it back](Self::clear_failure).
+    ///
+    /// A read-only store is synced once. Another process may have written to it before it was
+    /// opened, and what relies on its content must not outlive it; later no one can write.
     pub fn persist(&self) -> Result<(), PersistError> {
         let _using = self.enter()?;
-        if self.store.access() == Access::ReadOnly {
-            return Ok(());
-        }
-        let mut failed = lock(&self.failed);
+        let mut synced = lock(&self.synced);
         let store = || self.store.name().to_owned();
-        if let Some(source) = &*failed {
+        if let Some(source) = &synced.failed {
             return Err(PersistError::Failed { store: store(), source: Arc::clone(source) });
+        }
+        if synced.all {
+            return Ok(());
         }
         self.store.persist().map_err(|error| {
             let source = Arc::new(error);
-            *failed = Some(Arc::clone(&source));
+            synced.failed = Some(Arc::clone(&source));
             PersistError::Sync { store: store(), source }
-        })
+        })?;
+        synced.all = self.store.access() == Access::ReadOnly;
+        Ok(())
     }
 
     /// Why a sync failed, if one did.
     pub fn failure(&self) -> Option<Arc<io::Error>> {
-        lock(&self.failed).clone()
+        lock(&self.synced).failed.clone()
     }
 
     /// Takes a failure back, if a sync succeeds now: for an operator, who knows that what was written
     /// and not synced before may be lost. Whether there was one.
     pub fn clear_failure(&self) -> Result<bool, PersistError> {
         let _using = self.enter()?;
-        let mut failed = lock(&self.failed);
-        if failed.is_none() {
+        let mut synced = lock(&self.synced);
+        if synced.failed.is_none() {
             return Ok(false);
         }
         self.store.persist().map_err(|error| PersistError::Sync {
             store: self.store.name().to_owned(),
             source: Arc::new(error),
         })?;
-        *failed = None;
+        synced.failed = None;
         Ok(true)
     }
 

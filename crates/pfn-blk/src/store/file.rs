@@ -270,7 +270,11 @@ impl Store for FileStore {
         self.check_whole()?;
         // fdatasync(2) writes the pages dirtied through any mapping of the file, by any process,
         // and with them the metadata that is needed to find them again.
-        self.file.sync_data()
+        match self.file.sync_data() {
+            // A filesystem that can't be written, such as squashfs, has nothing to sync.
+            Err(error) if self.access == Access::ReadOnly && has_no_sync(&error) => Ok(()),
+            done => done,
+        }
     }
 
     fn attribute(&self, name: &str) -> io::Result<Option<Vec<u8>>> {
@@ -280,6 +284,11 @@ impl Store for FileStore {
     fn set_attribute(&self, name: &str, value: Option<&[u8]>) -> io::Result<()> {
         attribute::set(&self.file, name, value)
     }
+}
+
+/// Whether a sync failed because the file has none.
+fn has_no_sync(error: &io::Error) -> bool {
+    matches!(Errno::from_io_error(error), Some(Errno::INVAL | Errno::ROFS))
 }
 
 /// Whether a file outlives the machine's power, and the alignment of its mappings; from the magic

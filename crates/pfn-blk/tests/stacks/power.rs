@@ -39,6 +39,7 @@ struct Disk {
     attributes: BTreeMap<String, Vec<u8>>,
     /// How many operations go well until all fail.
     left: Option<usize>,
+    syncs: usize,
 }
 
 impl Disk {
@@ -135,6 +136,11 @@ impl Power {
         self.0.lock().unwrap().disks.iter_mut().for_each(|disk| disk.left = None);
     }
 
+    /// How often a store was synced.
+    pub(crate) fn syncs(&self, number: usize) -> usize {
+        self.0.lock().unwrap().disks[number].syncs
+    }
+
     /// How many stores there are.
     pub(crate) fn stores(&self) -> usize {
         self.0.lock().unwrap().disks.len()
@@ -142,6 +148,16 @@ impl Power {
 
     /// The store of that number, with what its disk holds.
     pub(crate) fn store(&self, number: usize, nr_pages: NrPages) -> Box<dyn Store> {
+        self.store_to(Access::ReadWrite, number, nr_pages)
+    }
+
+    /// The same, to be used so.
+    pub(crate) fn store_to(
+        &self,
+        access: Access,
+        number: usize,
+        nr_pages: NrPages,
+    ) -> Box<dyn Store> {
         let mut switch = self.0.lock().unwrap();
         if switch.disks.len() <= number {
             switch.disks.resize_with(number + 1, Disk::default);
@@ -150,7 +166,7 @@ impl Power {
         disk.medium.resize(usize::try_from(nr_pages.bytes()).unwrap(), 0);
         let memory = MemoryStore::new(&name(number), nr_pages).unwrap();
         memory.write(Pgoff::ZERO, &disk.seen()).unwrap();
-        Box::new(VolatileStore { memory, number, power: self.clone() })
+        Box::new(VolatileStore { memory, access, number, power: self.clone() })
     }
 
     /// Whether a store can be read.
@@ -198,6 +214,7 @@ impl Switch {
 struct VolatileStore {
     /// What is seen while power is on.
     memory: MemoryStore,
+    access: Access,
     number: usize,
     power: Power,
 }
@@ -212,7 +229,7 @@ impl Store for VolatileStore {
     }
 
     fn access(&self) -> Access {
-        Access::ReadWrite
+        self.access
     }
 
     fn is_persistent(&self) -> bool {
@@ -240,6 +257,7 @@ impl Store for VolatileStore {
 
     fn persist(&self) -> io::Result<()> {
         self.power.operate(self.number, |disk| {
+            disk.syncs += 1;
             disk.sync();
             Ok(())
         })

@@ -8,8 +8,8 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
 
 use pfn_blk::{
-    Access, BioError, FileStore, InvalidMetadata, InvalidSnapshot, NrPages, PfnSpace, Region,
-    Snapshot, Table, Target,
+    Access, BioError, FileStore, InvalidMetadata, InvalidSnapshot, NrPages, PfnSpace, Pgoff,
+    Region, Snapshot, Table, Target,
 };
 use proptest::prelude::*;
 use proptest::sample::Index;
@@ -325,6 +325,56 @@ fn open_on(power: &Power) -> (Arc<Snapshot>, Region) {
     let snapshot = Arc::new(Snapshot::open(origin, cow, nr_pages(1), nr_pages(2)).unwrap());
     let region = Region::try_new(Arc::clone(&snapshot) as Arc<dyn Target>).unwrap();
     (snapshot, region)
+}
+
+/// A write of what the origin holds takes no chunk. Another process left it there without a sync.
+#[test]
+fn flush_of_what_only_the_origins_cache_holds_survives_a_power_cut() {
+    for seed in 0..16 {
+        let power = Power::new(seed);
+        power.store(0, nr_pages(2)).write(Pgoff::ZERO, &[7; 4096]).unwrap();
+        let open = || {
+            let mut space = PfnSpace::new();
+            let mut store = |access, number, pages| {
+                let store = power.store_to(access, number, nr_pages(pages));
+                space.add(store).unwrap() as Arc<dyn Target>
+            };
+            let (origin, cow) = (store(Access::ReadOnly, 0, 2), store(Access::ReadWrite, 1, 6));
+            let snapshot = Snapshot::open(origin, cow, nr_pages(1), nr_pages(2)).unwrap();
+            Region::try_new(Arc::new(snapshot)).unwrap()
+        };
+        let region = open();
+        write(&region, 0, &[7]).unwrap();
+        region.persist(region.pages()).unwrap();
+        power.cut_after(0);
+        write(&region, 1, &[9]).unwrap_err();
+        drop(region);
+        power.restore();
+        assert_eq!(read(&open())[..4096], [7; 4096], "seed {seed}");
+    }
+}
+
+/// No one can write to it any more.
+#[test]
+fn read_only_store_is_synced_once() {
+    let power = Power::new(0);
+    let mut space = PfnSpace::new();
+    let store = space.add(power.store_to(Access::ReadOnly, 0, nr_pages(2))).unwrap();
+    let region = Region::try_new(store as Arc<dyn Target>).unwrap();
+    (0..3).for_each(|_| region.persist(region.pages()).unwrap());
+    assert_eq!(power.syncs(0), 1);
+}
+
+#[test]
+fn origin_that_cannot_be_synced_is_refused() {
+    let power = Power::new(0);
+    let mut space = PfnSpace::new();
+    let mut store =
+        |access, number| space.add(power.store_to(access, number, nr_pages(6))).unwrap();
+    let (origin, cow) = (store(Access::ReadOnly, 0), store(Access::ReadWrite, 1));
+    power.break_after(0, 0);
+    let refused = Snapshot::open(origin, cow, nr_pages(1), nr_pages(6)).unwrap_err();
+    assert!(matches!(refused, InvalidSnapshot::Origin(_)), "{refused}");
 }
 
 /// What the first page holds after power was cut, now or in what is under way.

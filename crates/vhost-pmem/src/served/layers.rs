@@ -168,10 +168,9 @@ impl Layers {
     fn put_over(&self, cow: &Path, store: FileStore, chunk: NrPages) -> Result<(), LayerError> {
         let store = PfnSpace::new().add(Box::new(store))?;
         let mut stack = self.stack_alone();
-        let top = self.top(&stack);
-        top.persist(self.pages())?;
         let size = self.bottom.nr_pages();
-        let beneath = Arc::clone(top.target());
+        let beneath = Arc::clone(self.top(&stack).target());
+        // Which makes durable what is beneath.
         let snapshot = Snapshot::open(beneath, Arc::clone(&store) as _, chunk, size)?;
         if snapshot.usage().used != 0 {
             return Err(LayerError::NotEmpty);

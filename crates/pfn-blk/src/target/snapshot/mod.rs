@@ -68,6 +68,9 @@ pub enum InvalidSnapshot {
     /// The COW store isn't one, or another's.
     #[error("the COW store can't be used")]
     Metadata(#[from] InvalidMetadata),
+    /// What the origin holds may not be durable, and what equals it isn't kept anywhere else.
+    #[error("cannot sync the origin")]
+    Origin(#[source] PersistError),
     /// Someone else writes to the origin or the COW store.
     #[error(transparent)]
     Claimed(#[from] Claimed),
@@ -173,7 +176,9 @@ impl Snapshot {
     /// `chunk`. A blank store is made a COW store by the first persist that has something to
     /// write down.
     ///
-    /// Both are claimed as far as they can be written: nobody else may use them meanwhile.
+    /// Both are claimed as far as they can be written: no one else may use them in the meantime.
+    /// The origin is made durable first: a write of what it holds takes no chunk, and a persist
+    /// answers for that write as for any other.
     pub fn open(
         origin: Arc<dyn Target>,
         cow: Arc<dyn Target>,
@@ -186,6 +191,7 @@ impl Snapshot {
         }
         let layout = Layout::try_new(nr_pages, chunk, cow.nr_pages())?;
         let claims = [Claim::all(&*cow)?, Claim::all(&*origin)?];
+        persist_all(&*origin).map_err(InvalidSnapshot::Origin)?;
         let loaded = Map::load(&*cow, layout)?;
         let blank = loaded.is_none();
         let map = loaded.unwrap_or_else(|| Map::new(layout));
