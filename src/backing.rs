@@ -7,10 +7,10 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use anyhow::{Chain, Context, anyhow, bail};
-use pfn_blk::table::{self, Line, OpenTable, Position};
+use pfn_blk::table::{self, Line, OpenMirror, OpenTable, Position};
 use pfn_blk::{
-    Access, FileStore, InvalidPages, InvalidStore, MemoryStore, Mirror, NrPages, Pagemap, Region,
-    Sizing, Snapshot, SnapshotUsage, Store, StoreSet, Target,
+    Access, FileStore, InvalidPages, InvalidStore, MemoryStore, NrPages, Pagemap, Region, Sizing,
+    Snapshot, SnapshotUsage, Store, StoreSet, Target,
 };
 use tracing::info;
 use vhost_pmem::{Device, InvalidWindow, LAYER_CHUNK, Window, check_size};
@@ -23,7 +23,7 @@ pub(crate) struct Backing {
     pub(crate) region: Region,
     pub(crate) stores: Vec<Arc<Pagemap>>,
     /// The targets that have something to tell, by the place of their lines.
-    pub(crate) mirrors: Vec<(Position, Arc<Mirror>)>,
+    pub(crate) mirrors: Vec<OpenMirror>,
     pub(crate) snapshots: Vec<(Position, Arc<Snapshot>)>,
     /// What no table has.
     pub(crate) overlay: Option<Arc<Snapshot>>,
@@ -55,6 +55,8 @@ pub(crate) fn open(args: &BackingArgs) -> anyhow::Result<Backing> {
         (None, Some(path)) => open_table(path)?.backing,
         (None, None) => return Err(anyhow!("nothing to serve: give --file or --table")),
     };
+    pfn_blk::leave_mirrors(&backing.stores)
+        .context("cannot note on a mirror's leg that it is served without the mirror")?;
     if args.prefetch {
         backing.stores.iter().try_for_each(|pagemap| prefetch(pagemap.store()))?;
     }

@@ -6,7 +6,7 @@ use std::collections::HashMap;
 use std::io::{self, Write};
 use std::path::Path;
 
-use pfn_blk::table::{DeviceSpec, Line, Position, TargetSpec, Word};
+use pfn_blk::table::{DeviceSpec, Line, OpenMirror, Position, TargetSpec, Word};
 use pfn_blk::{
     Access, Extent, LegState, MirrorStatus, NotDirect, NrPages, PAGE_SIZE, Pgoff, Region,
     SnapshotUsage, Store,
@@ -85,9 +85,9 @@ impl<'a> Tree<'a> {
     fn status(&self, line: &Line) -> String {
         let here = |position: &Position| *position == line.position;
         let Backing { mirrors, snapshots, .. } = &self.opened.backing;
-        let mirror = mirrors.iter().find(|(position, _)| here(position));
+        let mirror = mirrors.iter().find(|one| here(&one.position));
         let snapshot = snapshots.iter().find(|(position, _)| here(position));
-        if let Some((_, mirror)) = mirror {
+        if let Some(OpenMirror { mirror, .. }) = mirror {
             let MirrorStatus { legs, stale, regions } = mirror.status();
             let legs: Vec<_> = legs.iter().map(LegState::to_string).collect();
             return format!(

@@ -158,10 +158,22 @@ pub(crate) enum Command {
         #[command(flatten)]
         control: ControlArgs,
     },
-    /// Bring up a mirror's legs that failed or may differ, while the guest runs
+    /// Bring up the legs of mirrors that failed, were missing or may differ, while the guest runs. A
+    /// leg whose path names another file by now is replaced by that file
     Resync {
         #[command(flatten)]
         control: ControlArgs,
+    },
+    /// Replace a mirror's leg by another file, and copy to it, while the guest runs
+    Replace {
+        #[command(flatten)]
+        control: ControlArgs,
+
+        /// The leg, as the table names it
+        leg: String,
+
+        /// The file that takes its place, of the leg's size
+        path: PathBuf,
     },
 }
 

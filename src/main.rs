@@ -114,6 +114,9 @@ fn operate(command: &Command) -> anyhow::Result<()> {
         }
         Command::Drop { control } => (control, Request::Drop),
         Command::Resync { control } => (control, Request::Resync),
+        Command::Replace { control, leg, path } => {
+            (control, Request::Replace { leg: leg.clone(), path: std::path::absolute(path)? })
+        }
         Command::ClearFailure { control } => (control, Request::ClearFailure),
         Command::Reload { control } => (control, Request::Reload),
     };
@@ -179,7 +182,7 @@ fn serve(cli: &Cli) -> anyhow::Result<()> {
             device: Arc::clone(&device),
             size: nr_pages,
             stores,
-            mirrors: mirrors.clone(),
+            mirrors: Mutex::new(mirrors.clone()),
             snapshots: from_table.chain(overlay).collect(),
             process: OwnProcess::open().ok(),
             changing: Mutex::default(),

@@ -10,10 +10,10 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use anyhow::{Chain, Context, anyhow, bail};
-use pfn_blk::table::Position;
+use pfn_blk::table::OpenMirror;
 use pfn_blk::{
-    Access, FileStore, InvalidStore, LegState, Mirror, MirrorStatus, NrPages, PAGE_SIZE, Pagemap,
-    Sizing, Snapshot, SnapshotUsage, mark_origin, unmark_origin,
+    Access, FileStore, InvalidStore, LegState, MirrorStatus, NrPages, PAGE_SIZE, Pagemap, Sizing,
+    Snapshot, SnapshotUsage, mark_origin, unmark_origin,
 };
 use rustix::io::Errno;
 use tracing::{info, warn};
@@ -37,7 +37,7 @@ pub(crate) struct Operator {
     pub(crate) size: NrPages,
     /// What it was made of at the start.
     pub(crate) stores: Vec<Arc<Pagemap>>,
-    pub(crate) mirrors: Vec<(Position, Arc<Mirror>)>,
+    pub(crate) mirrors: Mutex<Vec<OpenMirror>>,
     pub(crate) snapshots: Vec<(String, Arc<Snapshot>)>,
     /// Nothing where there is no proc(5).
     pub(crate) process: Option<OwnProcess>,
@@ -78,6 +78,7 @@ impl Operator {
                 info!(cow = %cow.display(), "changes since the snapshot dropped, with their store");
             }
             Command::Resync => self.resync()?,
+            Command::Replace { leg, path } => self.replace(leg, path)?,
             Command::ClearFailure => self.clear_failures()?,
             Command::Reload => bail!("there is no configuration file to be read"),
         }
@@ -104,10 +105,17 @@ impl Operator {
 
     /// Adds to a refusal what the operator can do about it.
     fn explain(&self, error: InvalidStore) -> anyhow::Error {
-        let is_refused = matches!(&error, InvalidStore::Io { source, .. }
-            if source.kind() == io::ErrorKind::PermissionDenied);
+        self.advise(anyhow!(LayerError::Store(error)))
+    }
+
+    /// The same, where a file could not be opened.
+    fn advise(&self, error: anyhow::Error) -> anyhow::Error {
+        let kind = |cause: &(dyn std::error::Error + 'static)| {
+            cause.downcast_ref::<io::Error>().map(io::Error::kind)
+        };
+        let is_refused =
+            error.chain().any(|one| kind(one) == Some(io::ErrorKind::PermissionDenied));
         let advice = self.sandbox.advice();
-        let error = anyhow!(LayerError::Store(error));
         if is_refused && !advice.is_empty() { anyhow!("{error:#}; {advice}") } else { error }
     }
 
@@ -151,11 +159,28 @@ impl Operator {
         Ok(written.map(|store| store.fd().try_clone_to_owned()).collect::<Result<_, _>>()?)
     }
 
+    fn mirrors(&self) -> Vec<OpenMirror> {
+        self.mirrors.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
     fn resync(&self) -> anyhow::Result<()> {
-        if self.mirrors.is_empty() {
+        let mirrors = self.mirrors();
+        if mirrors.is_empty() {
             bail!("there is no mirror");
         }
-        self.mirrors.iter().for_each(|(position, mirror)| resync::make_whole(*position, mirror));
+        Ok(self.device.run_in_window(move || mirrors.iter().for_each(resync::bring_up))?)
+    }
+
+    fn replace(&self, leg: &str, path: &Path) -> anyhow::Result<()> {
+        let mirrors = self.mirrors();
+        let (at, leg) = resync::find(&mirrors, leg)?;
+        let (open, with) = (mirrors[at].clone(), path.to_owned());
+        let done = self.device.run_in_window(move || resync::replace(&open, leg, &with))?;
+        done.map_err(|error| self.advise(error))?;
+        let mut mirrors = self.mirrors.lock().unwrap_or_else(PoisonError::into_inner);
+        mirrors[at].legs[leg].device = path.display().to_string();
+        mirrors[at].legs[leg].is_file = true;
+        warn!(leg = %path.display(), "a leg is replaced: name it in the table from now on");
         Ok(())
     }
 
@@ -184,10 +209,11 @@ impl Operator {
         let counts = self.device.counts();
         let until = Instant::now() + CACHES_PATIENCE;
         let stores = self.stores.iter().map(|pagemap| &**pagemap);
-        let mirror = |(position, mirror): &(Position, Arc<Mirror>)| {
-            let MirrorStatus { legs, stale, regions } = mirror.status();
+        let mirror = |open: &OpenMirror| {
+            let MirrorStatus { legs, stale, regions } = open.mirror.status();
             let legs = legs.iter().map(LegState::to_string).collect();
-            protocol::Mirror { name: position.to_string(), legs, stale, regions }
+            let leg_names = open.legs.iter().map(|leg| leg.device.clone()).collect();
+            protocol::Mirror { name: open.position.to_string(), legs, leg_names, stale, regions }
         };
         Status {
             size: self.size.bytes(),
@@ -205,7 +231,7 @@ impl Operator {
                 .iter()
                 .map(|(name, one)| cow(name.clone(), one.usage()))
                 .collect(),
-            mirrors: self.mirrors.iter().map(mirror).collect(),
+            mirrors: self.mirrors().iter().map(mirror).collect(),
             failures: self.failures(),
             caches: stores
                 .chain(self.device.served_file())

@@ -38,6 +38,13 @@ pub(crate) enum Command {
     Drop,
     /// Answered when all legs were copied to.
     Resync,
+    /// Answered when the new leg was copied to.
+    Replace {
+        /// The leg, as the table names it.
+        leg: String,
+        /// The file that takes its place: a path that is good in any directory.
+        path: PathBuf,
+    },
     ClearFailure,
     /// Of all devices: read the configuration again.
     Reload,
@@ -162,8 +169,11 @@ pub(crate) struct Cow {
 pub(crate) struct Mirror {
     /// A place in the table.
     pub(crate) name: String,
-    /// Of each leg: `healthy`, `recovering` or `failed`.
+    /// Of each leg: `healthy`, `recovering`, `failed` or `missing`.
     pub(crate) legs: Vec<String>,
+    /// The legs' files or tables.
+    #[serde(default)]
+    pub(crate) leg_names: Vec<String>,
     /// In how many regions they may differ.
     pub(crate) stale: u64,
     /// How many regions there are.

@@ -9,7 +9,7 @@ use anstyle::{AnsiColor, Style};
 use indicatif::HumanBytes;
 
 use super::measures::{Cache, Counters};
-use super::protocol::{Cow, Failure, Placement, Report, State, Status};
+use super::protocol::{Cow, Failure, Mirror, Placement, Report, State, Status};
 use crate::size::ByteSize;
 
 const NAME: Style = Style::new().bold();
@@ -50,18 +50,29 @@ fn row(Report { name, state, .. }: &Report) -> ([String; 4], (Style, String)) {
     let misplaced = misplaced.then(|| "window misplaced".to_owned());
     let failed = status.failures.iter().map(|failure| format!("{} failed", failure.store));
     let sick: Vec<_> = misplaced.into_iter().chain(failed).collect();
+    let gone = status.mirrors.iter().flat_map(gone_legs);
     let stale = status.mirrors.iter().filter(|mirror| mirror.stale > 0);
-    let style = match (sick.is_empty(), stale.clone().next()) {
+    let differ = stale.map(|one| format!("mirror {} differs", one.name));
+    let lesser: Vec<_> = gone.chain(differ).collect();
+    let style = match (sick.is_empty(), lesser.is_empty()) {
         (false, _) => BAD,
-        (true, Some(_)) => WORSE,
-        (true, None) => GOOD,
+        (true, false) => WORSE,
+        (true, true) => GOOD,
     };
-    let state: Vec<_> =
-        sick.into_iter().chain(stale.map(|one| format!("mirror {} differs", one.name))).collect();
+    let state: Vec<_> = sick.into_iter().chain(lesser).collect();
     let state = if state.is_empty() { "good".to_owned() } else { state.join(", ") };
     let frontend = if status.frontend { "connected" } else { "none" };
     let size = format!("{:#}", ByteSize(status.size));
     ([name, size, status.window.clone(), frontend.to_owned()], (style, state))
+}
+
+/// The legs that a mirror goes without.
+fn gone_legs(mirror: &Mirror) -> impl Iterator<Item = String> {
+    let is_gone = |(_, leg): &(usize, &String)| matches!(leg.as_str(), "failed" | "missing");
+    mirror.legs.iter().enumerate().filter(is_gone).map(|(at, leg)| {
+        let name = mirror.leg_names.get(at).cloned();
+        format!("leg {} {leg}", name.unwrap_or_else(|| at.to_string()))
+    })
 }
 
 /// Shows all of a device.
@@ -100,8 +111,11 @@ fn served(name: &str, status: &Status, out: &mut impl Write) -> io::Result<()> {
         }
     }
     for mirror in mirrors {
-        let legs: Vec<_> = mirror.legs.iter().map(|leg| styled(leg_style(leg), leg)).collect();
-        let (name, legs) = (&mirror.name, legs.join(", "));
+        let legs = mirror.legs.iter().enumerate().map(|(at, leg)| {
+            let name = mirror.leg_names.get(at).map(|name| format!("{name} ")).unwrap_or_default();
+            format!("{name}{}", styled(leg_style(leg), leg))
+        });
+        let (name, legs) = (&mirror.name, legs.collect::<Vec<_>>().join(", "));
         let (stale, regions) = (mirror.stale, mirror.regions);
         writeln!(out, "mirror {name}: legs {legs}, {stale} of {regions} regions to be copied")?;
     }

@@ -17,7 +17,7 @@ impl Work {
     pub(super) fn of(command: &Command) -> Option<Self> {
         match command {
             Command::Merge => Some(Self::Merge),
-            Command::Resync => Some(Self::Resync),
+            Command::Resync | Command::Replace { .. } => Some(Self::Resync),
             Command::Status
             | Command::Snapshot { .. }
             | Command::Drop

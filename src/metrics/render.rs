@@ -185,11 +185,11 @@ fn copies(text: &mut Exposition, served: &[Served<'_>]) {
 fn mirrors(text: &mut Exposition, served: &[Served<'_>]) {
     use Kind::Gauge;
     let all = || served.iter().flat_map(|(name, one)| one.mirrors.iter().map(move |m| (name, m)));
-    let help = "Whether a mirror's leg is healthy, recovering or failed.";
+    let help = "Whether a mirror's leg is healthy, recovering, failed or missing.";
     let legs = text.metric("vhost_pmem_mirror_leg", Gauge, help);
     for (device, mirror) in all() {
         for (number, is) in mirror.legs.iter().enumerate() {
-            for state in ["healthy", "recovering", "failed"] {
+            for state in ["healthy", "recovering", "failed", "missing"] {
                 let leg = number.to_string();
                 let labels = [
                     ("device", *device),

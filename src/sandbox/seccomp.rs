@@ -46,10 +46,10 @@ impl Role {
     fn calls(self) -> impl Iterator<Item = &'static [c_long]> {
         let own: &[&[c_long]] = match self {
             Self::Device => &[STORES, FRONTENDS, MESSAGES, REMOVAL],
-            Self::Worker | Self::Resync => &[STORES],
-            Self::Layers => &[STORES, FILES, REMOVAL],
+            Self::Worker | Self::Resync => &[STORES, LABELS],
+            Self::Layers => &[STORES, LABELS, FILES, REMOVAL],
             Self::Relay => &[MESSAGES],
-            Self::Operator => &[STORES, FILES, REMOVAL, MESSAGES, FIGURES],
+            Self::Operator => &[STORES, LABELS, FILES, REMOVAL, MESSAGES, FIGURES],
             Self::Metrics => &[STORES, MESSAGES, FIGURES],
             Self::Signals => &[STORES, MESSAGES, CONNECTING, REMOVAL],
             Self::Fleet => &[MESSAGES, CONNECTING, FIGURES],
@@ -138,6 +138,9 @@ const STORES: &[c_long] = &[
     libc::SYS_sync_file_range,
 ];
 
+/// What a mirror notes on its legs, which are open.
+const LABELS: &[c_long] = &[libc::SYS_fgetxattr, libc::SYS_fremovexattr, libc::SYS_fsetxattr];
+
 /// What a frontend gives is mapped, waited for and signalled.
 const FRONTENDS: &[c_long] = &[
     libc::SYS_accept4,
@@ -178,14 +181,7 @@ const CACHESTAT: c_long = 451;
 const CONNECTING: &[c_long] = &[libc::SYS_connect];
 
 /// Opening and making files; Landlock says which.
-const FILES: &[c_long] = &[
-    libc::SYS_fgetxattr,
-    libc::SYS_flock,
-    libc::SYS_fremovexattr,
-    libc::SYS_fsetxattr,
-    libc::SYS_fstatfs,
-    libc::SYS_ftruncate,
-];
+const FILES: &[c_long] = &[libc::SYS_flock, libc::SYS_fstatfs, libc::SYS_ftruncate];
 
 /// Removing files; Landlock says which.
 const REMOVAL: &[c_long] = &[

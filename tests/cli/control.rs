@@ -24,7 +24,7 @@ fn serve(place: &Place) -> Option<Publisher> {
 
 /// Has the daemon do something.
 #[track_caller]
-fn ask(place: &Place, args: &str) -> String {
+pub(crate) fn ask(place: &Place, args: &str) -> String {
     let output = place.run(&format!("{args} --control @/control"));
     let stderr = String::from_utf8_lossy(&output.stderr);
     assert!(output.status.success(), "{args}: {stderr}");

@@ -8,6 +8,7 @@ mod documents;
 mod fsync;
 mod load;
 mod log;
+mod mirrors;
 mod prefetch;
 mod publish;
 mod terminal;

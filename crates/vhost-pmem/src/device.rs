@@ -225,6 +225,16 @@ impl Device {
         layers.drop_changes()
     }
 
+    /// Runs `work` where a served window's stores are opened: its threads have a table of fds of their
+    /// own, and what is opened elsewhere, once it is served, is not in it. What is opened there must
+    /// not be dropped elsewhere.
+    pub fn run_in_window<T: Send + 'static>(
+        &self,
+        work: impl FnOnce() -> T + Send + 'static,
+    ) -> Result<T, LayerError> {
+        self.layers.as_ref().ok_or(LayerError::Direct)?.run_there(work)
+    }
+
     /// What failed a sync, of what the device has made itself: its window, and layers. Stores that
     /// it was given say so themselves.
     pub fn failures(&self) -> Vec<Failure> {

@@ -10,7 +10,9 @@ use std::sync::Arc;
 
 use thiserror::Error;
 
-pub use self::open::{OpenTable, OpenTableError, OpenTableErrorKind, StoreSet};
+pub use self::open::{
+    OpenLeg, OpenMirror, OpenTable, OpenTableError, OpenTableErrorKind, StoreSet,
+};
 pub use self::text::{
     DeviceSpec, Line, LogSpec, ParseTableError, ParseTableErrorKind, TargetSpec, parse,
 };

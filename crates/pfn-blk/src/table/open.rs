@@ -7,6 +7,7 @@ use std::path::Path;
 use std::sync::Arc;
 
 use thiserror::Error;
+use tracing::warn;
 
 use super::text::{DeviceSpec, Line, LogSpec, TargetSpec};
 use super::words::{Position, SECTORS_PER_PAGE, Word};
@@ -16,8 +17,8 @@ use crate::pagemap::Pagemap;
 use crate::space::PfnSpace;
 use crate::store::{Access, FileStore, InvalidStore, Store};
 use crate::target::{
-    ErrorTarget, InvalidLinear, InvalidMirror, InvalidSnapshot, InvalidStriped, Linear, Mirror,
-    MirrorLog, Snapshot, Striped, Target, ZeroTarget,
+    ErrorTarget, InvalidLinear, InvalidMetadata, InvalidMirror, InvalidSnapshot, InvalidStriped,
+    Linear, Mirror, MirrorLog, Snapshot, Striped, Target, ZeroTarget,
 };
 
 /// Tables of tables may be this deep.
@@ -57,7 +58,7 @@ pub enum OpenTableErrorKind {
     #[error("{}", chain(.0))]
     Striped(InvalidStriped),
     /// The legs and the log don't make a target.
-    #[error("{}", chain(.0))]
+    #[error("{}{}", chain(.0), mirror_hint(.0))]
     Mirror(InvalidMirror),
     /// The origin and the COW device don't make a target.
     #[error("{}", chain(.0))]
@@ -104,6 +105,36 @@ fn store_hint(error: &InvalidStore) -> &'static str {
     }
 }
 
+fn mirror_hint(error: &InvalidMirror) -> &'static str {
+    match error {
+        InvalidMirror::Metadata(InvalidMetadata::Mismatch { .. }) => {
+            "; after a mirror has grown, fill the log with zeroes, to have the legs compared"
+        }
+        InvalidMirror::NewWithout(_) => "; create it, with the size it is to have",
+        InvalidMirror::Label { .. } => "; run vhost-pmemd unmark on it, to have it copied to",
+        InvalidMirror::OfAnother { .. } | InvalidMirror::Copied { .. } => {
+            "; run vhost-pmemd unmark on the one to be copied to, which loses what is on it"
+        }
+        InvalidMirror::Diverged { .. } => {
+            "; run vhost-pmemd unmark on the one whose changes are to be given up"
+        }
+        InvalidMirror::NoneCurrent => {
+            "; bring one of those back; or give up what it had: run vhost-pmemd unmark on the others, \
+             and fill the log with zeroes, if there is one"
+        }
+        InvalidMirror::LogNewer => {
+            "; bring one of those that had it back; or give up what it had: fill the log with zeroes"
+        }
+        InvalidMirror::LogOfAnother => {
+            "; name its own log, or fill this one with zeroes to have the legs compared"
+        }
+        InvalidMirror::NoLabels => {
+            "; to make a new mirror, copied from its first leg, fill the log with zeroes"
+        }
+        _ => "",
+    }
+}
+
 fn table_hint(error: &InvalidTable) -> String {
     let start = |page: u64| format!("; let the line start at sector {}", page * SECTORS_PER_PAGE);
     match error {
@@ -128,9 +159,31 @@ pub struct OpenTable {
     /// The device.
     pub table: Table,
     /// Its mirrors, those beneath others first. They want a resync.
-    pub mirrors: Vec<(Position, Arc<Mirror>)>,
+    pub mirrors: Vec<OpenMirror>,
     /// Its snapshots, those beneath others first.
     pub snapshots: Vec<(Position, Arc<Snapshot>)>,
+}
+
+/// A mirror that was opened.
+#[derive(Debug, Clone)]
+pub struct OpenMirror {
+    /// The place of its line.
+    pub position: Position,
+    /// The mirror.
+    pub mirror: Arc<Mirror>,
+    /// Its legs, as the line has them.
+    pub legs: Vec<OpenLeg>,
+}
+
+/// A leg of a mirror, as its line has it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct OpenLeg {
+    /// The path of a file, or the name of a table.
+    pub device: String,
+    /// The first page that is used of it.
+    pub start: Pgoff,
+    /// Whether it is a file.
+    pub is_file: bool,
 }
 
 impl StoreSet {
@@ -226,7 +279,7 @@ impl<'a> Definition<'a> {
 struct Opener<'a, 's> {
     stores: &'s mut StoreSet,
     definitions: Vec<Definition<'a>>,
-    mirrors: Vec<(Position, Arc<Mirror>)>,
+    mirrors: Vec<OpenMirror>,
     snapshots: Vec<(Position, Arc<Snapshot>)>,
     depth: usize,
 }
@@ -281,10 +334,13 @@ impl Opener<'_, '_> {
                 let device = device.as_ref().map(|word| self.open_device(word, scope));
                 let log =
                     MirrorLog { device: device.transpose()?, region: *region, in_sync: *in_sync };
-                let mirror = Mirror::open(self.open_all(legs, scope)?, log, nr_pages)
+                let opened = legs.iter().map(|leg| self.open_leg(leg, nr_pages, scope));
+                let mirror = Mirror::open(opened.collect::<Result<_, _>>()?, log, nr_pages)
                     .map_err(|error| refused(OpenTableErrorKind::Mirror(error)))?;
                 let mirror = Arc::new(mirror);
-                self.mirrors.push((line.position, Arc::clone(&mirror)));
+                let legs = legs.iter().map(|leg| self.describe_leg(leg, scope)).collect();
+                let position = line.position;
+                self.mirrors.push(OpenMirror { position, mirror: Arc::clone(&mirror), legs });
                 Ok(mirror)
             }
             TargetSpec::Snapshot { origin, cow, chunk } => {
@@ -323,6 +379,39 @@ impl Opener<'_, '_> {
         specs.iter().map(|spec| Ok((self.open_device(&spec.device, scope)?, spec.start))).collect()
     }
 
+    /// A mirror's leg. A file that isn't there is no error: the mirror decides whether it can do
+    /// without.
+    fn open_leg(
+        &mut self,
+        leg: &DeviceSpec,
+        nr_pages: NrPages,
+        scope: Scope,
+    ) -> Result<(Arc<dyn Target>, Pgoff), OpenTableError> {
+        match self.open_device(&leg.device, scope) {
+            Err(OpenTableError {
+                kind: OpenTableErrorKind::Store { path, source: InvalidStore::Missing },
+                position,
+            }) => {
+                warn!(%position, path, "mirror: a leg is missing: there is no such file");
+                let end = NrPages::try_new(leg.start.get() + nr_pages.get())
+                    .map_err(|error| position.open_error(OpenTableErrorKind::Pages(error)))?;
+                Ok((Arc::new(ErrorTarget::new(end)), leg.start))
+            }
+            opened => Ok((opened?, leg.start)),
+        }
+    }
+
+    fn describe_leg(&self, leg: &DeviceSpec, scope: Scope) -> OpenLeg {
+        let device = leg.device.text.clone();
+        let is_file = self.find(&device, scope).is_none();
+        OpenLeg { device, start: leg.start, is_file }
+    }
+
+    /// The number of the table of that name, if there is one.
+    fn find(&self, name: &str, scope: Scope) -> Option<usize> {
+        self.definitions[..scope.before].iter().position(|table| table.name == Some(name))
+    }
+
     /// The table of that name, or else the file of that path.
     fn open_device(
         &mut self,
@@ -330,9 +419,8 @@ impl Opener<'_, '_> {
         scope: Scope,
     ) -> Result<Arc<dyn Target>, OpenTableError> {
         let path = &word.text;
-        let Scope { before, access } = scope;
-        let known = |table: &Definition<'_>| table.name == Some(path);
-        let Some(number) = self.definitions[..before].iter().position(known) else {
+        let Scope { access, .. } = scope;
+        let Some(number) = self.find(path, scope) else {
             let store = self.stores.open(Path::new(path), access).map_err(|source| {
                 let kind = OpenTableErrorKind::Store { path: path.clone(), source };
                 word.position.open_error(kind)

@@ -198,6 +198,14 @@ impl LiveLayers {
         self.run(|layers, _| layers.clear_failures())
     }
 
+    /// Runs `work` in the workers' table of fds.
+    pub(crate) fn run_there<T: Send + 'static>(
+        &self,
+        work: impl FnOnce() -> T + Send + 'static,
+    ) -> Result<T, LayerError> {
+        self.run(|_, _| Ok(work()))
+    }
+
     /// Keeps what is written from now on apart, in `cow`.
     pub(crate) fn take_snapshot(&self, cow: &Path) -> Result<(), LayerError> {
         let cow = cow.to_owned();

@@ -76,7 +76,7 @@ impl Leg {
                 tracing::warn!(
                     leg = self.name(),
                     error = &error as &dyn std::error::Error,
-                    "mirror: a leg can't be read; the mirror goes without it"
+                    "mirror: a leg can't be read; the mirror is degraded"
                 );
                 Ok(Found::Missing)
             }

@@ -235,10 +235,9 @@ impl Mirror {
     /// How it is.
     pub fn status(&self) -> MirrorStatus {
         let log = lock(&self.log);
-        let (states, legs) = (self.states(), self.legs());
+        let states = self.states();
         MirrorStatus {
-            legs: (0..legs.len()).map(|leg| states.of(leg)).collect(),
-            names: legs.iter().map(|leg| leg.name().to_owned()).collect(),
+            legs: (0..self.leg_count()).map(|leg| states.of(leg)).collect(),
             stale: log.stale_count(),
             regions: self.geometry.regions(),
         }
@@ -417,15 +416,12 @@ fn check_first(legs: &[Arc<Leg>]) -> Result<(), InvalidMirror> {
     Ok(())
 }
 
-/// Logs which legs a mirror begins without.
+/// Logs which legs of a mirror aren't believed. Those that can't be read were logged.
 fn say(belief: &Belief, legs: &[Arc<Leg>]) {
     let names = |mask: u8| {
         let named = legs.iter().enumerate().filter(move |(leg, _)| mask & bit(*leg) != 0);
         named.map(|(_, leg)| leg.name()).collect::<Vec<_>>()
     };
-    if belief.missing != 0 {
-        warn!(legs = ?names(belief.missing), "mirror: legs are missing; the mirror is degraded");
-    }
     if belief.is_new {
         info!(from = legs[0].name(), "mirror: new; its legs have no labels yet");
     } else if belief.behind != 0 {

@@ -35,8 +35,6 @@ impl fmt::Display for LegState {
 pub struct MirrorStatus {
     /// Its legs, in order.
     pub legs: Vec<LegState>,
-    /// The legs' names: that of the first store of each.
-    pub names: Vec<String>,
     /// In how many regions they may differ, but for writes under way.
     pub stale: u64,
     /// How many regions there are.
