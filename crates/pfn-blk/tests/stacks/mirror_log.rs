@@ -104,3 +104,19 @@ fn damaged_header_is_refused_by_what_is_wrong() {
     assert!(matches!(refused(&|bytes| bytes[20] ^= 1), InvalidMetadata::Header));
     assert!(matches!(refused(&|bytes| bytes[..4096].fill(0)), InvalidMetadata::HeaderLost));
 }
+
+#[test]
+fn log_that_was_made_before_any_leg_was_told_says_nothing() {
+    let parts = Parts::new();
+    let (mirror, region) = parts.open(InSync::AsLogged);
+    parts.legs.iter().for_each(|leg| leg.control.set_broken(true));
+    write(&region, 0, 1).unwrap_err();
+    parts.legs.iter().for_each(|leg| leg.control.set_broken(false));
+    drop((mirror, region));
+    assert!(read(&*parts.log.pagemap).starts_with(b"pfnblkML"));
+    let (mirror, region) = parts.open(InSync::AsLogged);
+    assert_eq!((mirror.status().stale, states(&mirror)), (8, vec![Healthy, Recovering]));
+    write(&region, 0, 1).unwrap();
+    drop((mirror, region));
+    parts.open(InSync::AsLogged);
+}

@@ -11,6 +11,7 @@ use super::label::{Label, Members};
 use super::{InSync, InvalidMirror, bit, random};
 
 /// What is found on a leg.
+#[expect(clippy::large_enum_variant, reason = "there are eight at most")]
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Found {
     /// It can't be read, or isn't there.
@@ -37,18 +38,10 @@ pub(super) struct Belief {
     pub(super) is_new: bool,
 }
 
-/// What the log says.
-#[derive(Debug, Clone, Copy)]
-pub(super) enum Logged {
-    /// There is none, or it is blank.
-    Nothing,
-    Members(Members),
-}
-
-/// Decides.
+/// Decides. `log` is what the log says, if there is one and it says anything.
 pub(super) fn believe(
     legs: &[Found],
-    log: Logged,
+    log: Option<Members>,
     in_sync: InSync,
 ) -> Result<Belief, InvalidMirror> {
     let label = |leg: &Found| if let Found::Labelled(label) = leg { Some(*label) } else { None };
@@ -65,7 +58,7 @@ pub(super) fn believe(
         mirror[..8].copy_from_slice(&random()?.to_le_bytes());
         mirror[8..].copy_from_slice(&random()?.to_le_bytes());
         return match (log, missing) {
-            (Logged::Members(_), _) => Err(InvalidMirror::NoLabels),
+            (Some(_), _) => Err(InvalidMirror::NoLabels),
             (_, 0) => {
                 let behind = if in_sync == InSync::Yes { 0 } else { mask(legs, |_| true) & !1 };
                 let members = Members { mirror, ..Members::default() };
@@ -85,7 +78,7 @@ pub(super) fn believe(
         return Err(InvalidMirror::NoneCurrent);
     }
     let behind = mask(legs, |_| true) & !current & !missing;
-    let is_logged = matches!(log, Logged::Members(logged) if logged.events == members.events);
+    let is_logged = log.is_some_and(|log| log.events == members.events);
     Ok(Belief { members, ids, missing, behind, is_logged, is_new: false })
 }
 
@@ -99,7 +92,7 @@ fn first(mask: u8) -> usize {
 }
 
 /// What was written last, if nothing contradicts it.
-fn latest(labels: &[(usize, Label)], log: Logged) -> Result<Members, InvalidMirror> {
+fn latest(labels: &[(usize, Label)], log: Option<Members>) -> Result<Members, InvalidMirror> {
     let (at, last) = labels.iter().max_by_key(|(_, label)| label.events()).expect("there are some");
     for (leg, label) in labels {
         if label.members.mirror != last.members.mirror {
@@ -115,10 +108,8 @@ fn latest(labels: &[(usize, Label)], log: Logged) -> Result<Members, InvalidMirr
         }
     }
     match log {
-        Logged::Members(log) if log.mirror != last.members.mirror => {
-            Err(InvalidMirror::LogOfAnother)
-        }
-        Logged::Members(log) if log.events > last.members.events => Err(InvalidMirror::LogNewer),
+        Some(log) if log.mirror != last.members.mirror => Err(InvalidMirror::LogOfAnother),
+        Some(log) if log.events > last.members.events => Err(InvalidMirror::LogNewer),
         _ => Ok(last.members),
     }
 }

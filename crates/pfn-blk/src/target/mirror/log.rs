@@ -11,7 +11,7 @@ use tracing::warn;
 use zerocopy::little_endian::{U32, U64};
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
 
-use super::belief::{Belief, Found, Logged};
+use super::belief::{Belief, Found};
 use super::label::Members;
 use super::leg::Leg;
 use super::roll::Roll;
@@ -114,7 +114,7 @@ pub(super) struct Log {
     device: Option<Arc<dyn Target>>,
     /// Whether the device has no header yet.
     blank: bool,
-    /// Why it, or a label, can't be kept any more. Final: what is written there isn't known.
+    /// Why it can't be kept any more. Final: what it says isn't known.
     failed: Option<BioError>,
     stale: FixedBitSet,
     /// Whether bits of pages were set that no record is about to write.
@@ -179,9 +179,10 @@ impl Loaded {
         }
     }
 
-    /// Which legs had everything.
-    pub(super) fn members(&self) -> Logged {
-        self.header.as_ref().map_or(Logged::Nothing, |header| Logged::Members(header.members))
+    /// Which legs had everything. A log that was made, and whose legs were never told, says nothing.
+    pub(super) fn members(&self) -> Option<Members> {
+        let members = self.header.as_ref()?.members;
+        (members.events != U64::ZERO).then_some(members)
     }
 
     /// The log of a mirror whose legs are as `belief` says. Where not `may_trust`, or the legs have
@@ -350,48 +351,46 @@ impl Log {
         if let Some(failed) = &self.failed {
             return Err(failed.clone());
         }
-        let done = self.try_record(pages, states, legs);
-        match &done {
-            Err(error) => self.failed = Some(BioError::clone(error)),
-            Ok(now) if now.failed != states.failed => self.differ_where_written(),
-            Ok(_) => {}
+        // In this order: a leg that says that it lacks something is one whose bits are set, and a log
+        // that says what the legs say has the bits of all that came before.
+        self.record_bits(pages).inspect_err(|error| self.failed = Some(error.clone()))?;
+        if !self.roll.is_due(states.behind()) {
+            return Ok(states);
         }
-        done
+        // After an error the legs are told again, of a later event, before anything is acknowledged.
+        let now = self.roll.write(states, legs)?;
+        if now.failed != states.failed {
+            self.differ_where_written();
+        }
+        self.record_members().inspect_err(|error| self.failed = Some(error.clone()))?;
+        Ok(now)
     }
 
-    /// In this order: a leg that says that it lacks something is one whose bits are set, and a log
-    /// that says what the legs say has the bits of all that came before.
-    fn try_record(
-        &mut self,
-        pages: &BTreeSet<u64>,
-        mut states: States,
-        legs: &[Arc<Leg>],
-    ) -> Result<States, BioError> {
-        let is_due = self.roll.is_due(states.behind());
-        if let Some(device) = self.device.clone() {
-            if self.blank {
-                // No bitmap without a header: a blank log is told by both. It is of no event yet.
-                let members = Members { events: U64::ZERO, ..*self.roll.members() };
-                metadata::write(&*device, 0, &self.header(members))?;
-                persist_all(&*device)?;
-            }
-            let all = (0..self.geometry.regions().div_ceil(PAGE_BITS)).collect();
-            let pages = if self.blank || self.unwritten { &all } else { pages };
-            if !pages.is_empty() {
-                pages.iter().try_for_each(|page| self.write_page(*page))?;
-                persist_all(&*device)?;
-            }
+    /// Makes durable what `pages` of the bitmap should say.
+    fn record_bits(&mut self, pages: &BTreeSet<u64>) -> Result<(), BioError> {
+        let Some(device) = self.device.clone() else { return Ok(()) };
+        if self.blank {
+            // No bitmap without a header: a blank log is told by both. It is of no event yet.
+            let members = Members { events: U64::ZERO, ..*self.roll.members() };
+            metadata::write(&*device, 0, &self.header(members))?;
+            persist_all(&*device)?;
         }
-        if is_due {
-            states = self.roll.write(states, legs)?;
-            if let Some(device) = &self.device {
-                metadata::write(&**device, 0, &self.header(*self.roll.members()))?;
-                persist_all(&**device)?;
-            }
+        let all = (0..self.geometry.regions().div_ceil(PAGE_BITS)).collect();
+        let pages = if self.blank || self.unwritten { &all } else { pages };
+        if !pages.is_empty() {
+            pages.iter().try_for_each(|page| self.write_page(*page))?;
+            persist_all(&*device)?;
         }
         self.blank = false;
         self.unwritten = false;
-        Ok(states)
+        Ok(())
+    }
+
+    /// Has the header say what the legs say.
+    fn record_members(&self) -> Result<(), BioError> {
+        let Some(device) = &self.device else { return Ok(()) };
+        metadata::write(&**device, 0, &self.header(*self.roll.members()))?;
+        Ok(persist_all(&**device)?)
     }
 
     fn header(&self, members: Members) -> Vec<u8> {

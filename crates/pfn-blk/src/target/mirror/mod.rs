@@ -18,7 +18,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
 use rustix::rand::{GetRandomFlags, getrandom};
 use tracing::{info, warn};
 
-use self::belief::{Belief, Logged, believe};
+use self::belief::{Belief, believe};
 pub use self::error::{InvalidMirror, ReplaceError};
 pub use self::label::leave_mirrors;
 use self::leg::Leg;
@@ -113,8 +113,8 @@ pub struct MirrorLog {
 /// something else.
 ///
 /// A header or label that is damaged is refused; a sector of the bitmap that is has all its regions
-/// copied. Where the log, or the last healthy leg's label, can't be written all later writes fail: a
-/// crash would leave nothing that tells which leg to believe.
+/// copied. Where the log can't be written all later writes fail: a crash would leave nothing that tells
+/// where the legs differ. Where no healthy leg's label can be written, what would depend on it fails.
 ///
 /// # Example
 ///
@@ -212,7 +212,7 @@ impl Mirror {
             check_first(&legs)?;
         }
         say(&belief, &legs);
-        let is_blank = matches!(loaded.members(), Logged::Nothing);
+        let is_blank = loaded.members().is_none();
         let may_trust = belief.is_logged || (is_blank && in_sync == InSync::Yes);
         let may_trust = may_trust && in_sync != InSync::No;
         let log = loaded.open(&belief, may_trust, &found, is_writable);
