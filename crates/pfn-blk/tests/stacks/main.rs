@@ -12,6 +12,7 @@ mod lifetimes;
 mod loop_device;
 mod mirror;
 mod mirror_legs;
+mod mirror_lives;
 mod mirror_log;
 mod model;
 mod power;

@@ -20,24 +20,24 @@ const PAGES: u64 = 16;
 const REGION: u64 = 2;
 
 /// Disks that are there whatever becomes of mirrors: the last one is for a log.
-struct Disks(Vec<Arc<Pagemap>>);
+pub(crate) struct Disks(Vec<Arc<Pagemap>>);
 
 /// What is in a leg's place.
-#[derive(Clone, Copy, PartialEq)]
-enum At {
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub(crate) enum At {
     Disk(usize),
     Nothing,
 }
 use At::{Disk, Nothing};
 
 #[derive(Clone, Copy, PartialEq)]
-enum Log {
+pub(crate) enum Log {
     Core,
     Kept,
 }
 
 impl Disks {
-    fn new() -> Self {
+    pub(crate) fn new() -> Self {
         let mut space = PfnSpace::new();
         let mut disk = |pages| {
             let store = MemoryStore::new("disk", nr_pages(pages)).unwrap();
@@ -48,7 +48,12 @@ impl Disks {
         Self(disks)
     }
 
-    fn try_open(&self, legs: &[At], log: Log, in_sync: InSync) -> Result<Served, InvalidMirror> {
+    pub(crate) fn try_open(
+        &self,
+        legs: &[At],
+        log: Log,
+        in_sync: InSync,
+    ) -> Result<Served, InvalidMirror> {
         let leg = |at: &At| -> (Arc<dyn Target>, Pgoff) {
             match *at {
                 Disk(number) => (Arc::clone(&self.0[number]) as _, Pgoff::ZERO),
@@ -76,19 +81,24 @@ impl Disks {
     }
 
     /// Another disk is in its place, which holds nothing and says nothing.
-    fn blank(&self, disk: usize) {
+    pub(crate) fn blank(&self, disk: usize) {
         let region = self.region(disk);
         let pages = usize::try_from(region.nr_pages().get()).unwrap();
         region.write(region.pages(), &vec![0; pages * 4096]).unwrap();
+        self.unmark(disk);
+    }
+
+    /// It says nothing of itself any more.
+    pub(crate) fn unmark(&self, disk: usize) {
         self.0[disk].store().set_attribute("leg.0", None).unwrap();
     }
 
     /// What it holds, and what it says: an image of it.
-    fn image(&self, disk: usize) -> (Vec<u8>, Option<Vec<u8>>) {
+    pub(crate) fn image(&self, disk: usize) -> (Vec<u8>, Option<Vec<u8>>) {
         (read(&*self.0[disk]), self.0[disk].store().attribute("leg.0").unwrap())
     }
 
-    fn restore(&self, disk: usize, (bytes, label): &(Vec<u8>, Option<Vec<u8>>)) {
+    pub(crate) fn restore(&self, disk: usize, (bytes, label): &(Vec<u8>, Option<Vec<u8>>)) {
         self.region(disk).write(self.region(disk).pages(), bytes).unwrap();
         self.0[disk].store().set_attribute("leg.0", label.as_deref()).unwrap();
     }
@@ -98,23 +108,23 @@ impl Disks {
     }
 }
 
-struct Served {
-    mirror: Arc<Mirror>,
+pub(crate) struct Served {
+    pub(crate) mirror: Arc<Mirror>,
     region: Region,
 }
 
 impl Served {
-    fn states(&self) -> Vec<LegState> {
+    pub(crate) fn states(&self) -> Vec<LegState> {
         self.mirror.status().legs
     }
 
     /// Writes a page, and has it be acknowledged.
-    fn flush(&self, page: u64, byte: u8) {
+    pub(crate) fn flush(&self, page: u64, byte: u8) {
         self.region.write(range(page, 1), &fill(&[byte])).unwrap();
         self.region.persist(self.region.pages()).unwrap();
     }
 
-    fn page(&self, page: u64) -> u8 {
+    pub(crate) fn page(&self, page: u64) -> u8 {
         page_of(&self.region, page)
     }
 
@@ -281,7 +291,7 @@ fn legs_that_both_went_on_alone_are_refused_until_one_is_given_up() {
         drop(alone);
         let both = [Disk(0), Disk(1)];
         assert!(matches!(disks.refusal(&both, Log::Core), InvalidMirror::Diverged { .. }));
-        disks.0[0].store().set_attribute("leg.0", None).unwrap();
+        disks.unmark(0);
         let served = disks.open(&both, log);
         assert_eq!((served.page(3), served.page(4)), (1, 3));
         assert_eq!(served.resync(), [Healthy, Healthy]);
@@ -356,9 +366,7 @@ fn new_mirror_takes_all_its_legs_and_is_not_copied_from_nothing() {
     drop(served);
     // A log whose legs have all lost their labels tells nothing.
     let disks = settled(Log::Kept);
-    for leg in [0, 1] {
-        disks.0[leg].store().set_attribute("leg.0", None).unwrap();
-    }
+    [0, 1].into_iter().for_each(|leg| disks.unmark(leg));
     let refused = disks.refusal(&[Disk(0), Disk(1)], Log::Kept);
     assert!(matches!(refused, InvalidMirror::NoLabels), "{refused}");
 }

@@ -4,8 +4,8 @@
 //!
 //! Each label names the legs that had all acknowledged writes when it was written, and the labels are
 //! counted. So the latest is right, and a leg has everything only if it carries that one and is named
-//! in it, as an md array's event counts tell. It also says how far each other leg had come, as far as
-//! is known: one that has come further went on by itself, and then an operator has to choose.
+//! in it, as an md array's event counts tell. It also says what each other leg's label was, as far as is
+//! known: one that has another went on by itself, and then an operator has to choose.
 
 use super::label::{Label, Members};
 use super::{InSync, InvalidMirror, bit, random};
@@ -61,24 +61,24 @@ pub(super) fn believe(
             (Some(_), _) => Err(InvalidMirror::NoLabels),
             (_, 0) => {
                 let behind = if in_sync == InSync::Yes { 0 } else { mask(legs, |_| true) & !1 };
-                let members = Members { mirror, ..Members::default() };
+                let members = Members::new(mirror);
                 Ok(Belief { members, ids, missing, behind, is_logged: false, is_new: true })
             }
             (_, missing) => Err(InvalidMirror::NewWithout(first(missing))),
         };
     }
-    let members = latest(&labels, log)?;
+    let mut members = latest(&labels, log)?;
     let is_current = |leg: &Found| {
-        label(leg).is_some_and(|label| {
-            label.members.events == members.events && members.have(label.leg.get())
-        })
+        label(leg)
+            .is_some_and(|label| label.members.tag == members.tag && members.have(label.leg.get()))
     };
     let current = mask(legs, is_current);
+    labels.iter().for_each(|(_, label)| members.note(label.leg.get(), label.members.tag));
     if current == 0 {
         return Err(InvalidMirror::NoneCurrent);
     }
     let behind = mask(legs, |_| true) & !current & !missing;
-    let is_logged = log.is_some_and(|log| log.events == members.events);
+    let is_logged = log.is_some_and(|log| log.tag == members.tag);
     Ok(Belief { members, ids, missing, behind, is_logged, is_new: false })
 }
 
@@ -102,8 +102,7 @@ fn latest(labels: &[(usize, Label)], log: Option<Members>) -> Result<Members, In
         if let Some((other, _)) = labels.iter().find(is_copy) {
             return Err(InvalidMirror::Copied { leg: *leg, other: *other });
         }
-        // A leg that is behind went no further than the others know.
-        if last.members.told(label.leg.get()).is_none_or(|told| label.events() > told) {
+        if !last.members.follow(label) {
             return Err(InvalidMirror::Diverged { leg: *leg, other: *at });
         }
     }

@@ -13,7 +13,7 @@ use tracing::warn;
 use zerocopy::little_endian::U64;
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
 
-use super::LEGS_MAX;
+use super::{LEGS_MAX, random};
 use crate::bio::{BioError, Direction};
 use crate::claim::{Claim, Claimed};
 use crate::page::{NrPages, Pgoff, PgoffRange};
@@ -37,8 +37,10 @@ const ENTRIES: usize = 2 * LEGS_MAX;
 pub(super) struct Entry {
     /// Its identity; 0 is none's.
     pub(super) leg: U64,
-    /// The last event that it may have been told of.
-    pub(super) told: U64,
+    /// The tag of the label that it had before this event.
+    had: U64,
+    /// The tag of the one that it was given last: whether it took it may not be known.
+    given: U64,
 }
 
 /// Which legs have all that was acknowledged.
@@ -51,44 +53,72 @@ pub(super) struct Members {
     pub(super) mirror: [u8; 16],
     /// How many times this was written: what was written later is right.
     pub(super) events: U64,
+    /// A random number, which tells this event from all others.
+    pub(super) tag: U64,
     /// All legs.
-    pub(super) entries: [Entry; ENTRIES],
+    entries: [Entry; ENTRIES],
     /// Those that have everything, a bit for each entry.
-    pub(super) current: U64,
+    current: U64,
 }
 
 impl Members {
-    /// The members at a later event: `legs`, each with whether it is told of this and whether it has
+    /// Those of a mirror of which nothing was written yet.
+    pub(super) fn new(mirror: [u8; 16]) -> Self {
+        Self { mirror, ..Self::default() }
+    }
+
+    /// The members at the next event: `legs`, each with whether it is told of this and whether it has
     /// everything, and those from before that aren't among them. A leg without identity is left out.
-    pub(super) fn next(&self, legs: impl Iterator<Item = (u64, bool, bool)>) -> Self {
-        let events = self.events.get() + 1;
-        let mut next = Self { events: events.into(), mirror: self.mirror, ..Self::default() };
+    pub(super) fn next(&self, tag: u64, legs: impl Iterator<Item = (u64, bool, bool)>) -> Self {
+        let events = (self.events.get() + 1).into();
+        let mut next = Self { events, tag: tag.into(), mirror: self.mirror, ..Self::default() };
         let mut entries = next.entries.iter_mut();
         let mut current = 0;
         let known = legs.filter(|(leg, ..)| *leg != 0).enumerate();
         for ((at, (leg, is_told, is_current)), entry) in known.zip(&mut entries) {
-            let told = if is_told { events } else { self.told(leg).unwrap_or(0) };
-            *entry = Entry { leg: leg.into(), told: told.into() };
+            let former = self.entry(leg).copied();
+            *entry = former.unwrap_or(Entry { leg: leg.into(), ..Entry::default() });
+            if is_told {
+                entry.given = tag.into();
+            }
             current |= u64::from(is_current) << at;
         }
         next.current = current.into();
-        let is_new = |former: &&Entry| next.told(former.leg.get()).is_none();
+        let is_new = |former: &&Entry| next.entry(former.leg.get()).is_none();
         let former: Vec<_> = self.entries.iter().filter(is_new).copied().collect();
         let free = next.entries.iter_mut().filter(|entry| entry.leg == U64::ZERO);
         free.zip(former).for_each(|(free, former)| *free = former);
         next
     }
 
-    /// The last event that `leg` may have been told of, if it is known.
-    pub(super) fn told(&self, leg: u64) -> Option<u64> {
-        let entry = self.entries.iter().find(|entry| entry.leg.get() == leg)?;
-        Some(entry.told.get())
+    /// `leg` has the label with this tag.
+    pub(super) fn note(&mut self, leg: u64, tag: U64) {
+        let free = |entry: &&mut Entry| entry.leg.get() == leg || entry.leg == U64::ZERO;
+        if let Some(entry) = self.entries.iter_mut().find(free) {
+            *entry = Entry { leg: leg.into(), had: tag, given: tag };
+        }
+    }
+
+    fn entry(&self, leg: u64) -> Option<&Entry> {
+        self.entries.iter().find(|entry| entry.leg.get() == leg)
     }
 
     /// Whether `leg` had everything.
     pub(super) fn have(&self, leg: u64) -> bool {
         let is_current = |at: usize| self.current.get() & 1 << at != 0;
         self.entries.iter().enumerate().any(|(at, entry)| entry.leg.get() == leg && is_current(at))
+    }
+
+    /// Whether what a leg says was said on the way to this.
+    pub(super) fn follow(&self, label: &Label) -> bool {
+        let is_known = self
+            .entry(label.leg.get())
+            .is_some_and(|entry| [entry.had, entry.given].contains(&label.members.tag));
+        // An image from before, of a time when all that have everything had it.
+        let is_older = label.members.events < self.events;
+        let legs = self.entries.iter().map(|entry| entry.leg.get());
+        let mut current = legs.filter(|leg| *leg != 0 && self.have(*leg));
+        is_known || (is_older && current.all(|leg| label.members.have(leg)))
     }
 }
 
@@ -225,7 +255,8 @@ pub fn leave_mirrors<'a>(
             continue;
         }
         let Some(label) = read(pagemap, &name)? else { continue };
-        let members = label.members.next([(label.leg.get(), true, true)].into_iter());
+        let alone = [(label.leg.get(), true, true)].into_iter();
+        let members = label.members.next(random()?, alone);
         let place = Place::Stores(vec![(Arc::clone(pagemap), name)]);
         place.write(&Label { members, ..label })?;
         warn!(

@@ -371,7 +371,7 @@ impl Log {
         let Some(device) = self.device.clone() else { return Ok(()) };
         if self.blank {
             // No bitmap without a header: a blank log is told by both. It is of no event yet.
-            let members = Members { events: U64::ZERO, ..*self.roll.members() };
+            let members = Members::new(self.roll.members().mirror);
             metadata::write(&*device, 0, &self.header(members))?;
             persist_all(&*device)?;
         }

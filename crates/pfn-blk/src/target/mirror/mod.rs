@@ -88,8 +88,9 @@ pub struct MirrorLog {
 ///
 /// ```text
 /// label    0 magic "pfnblkLG"   8 version 1   12 CRC-32 of the sector, with zeroes here
-///         16 mirror   32 events   40 16 legs: identity, and the last event it may know of
-///        296 those that have everything, a bit for each   304 this leg's identity
+///         16 mirror   32 events   40 tag   48 16 legs: identity, and the tags of the label that it
+///            had before, and was given then   432 those that have everything, a bit for each
+///        440 this leg's identity
 /// ```
 ///
 /// Where the legs may differ stands in a log, a bit for each region:
@@ -98,7 +99,7 @@ pub struct MirrorLog {
 /// page 0   header  0 magic "pfnblkML"   8 version 2   12 CRC-32 of the sector, with zeroes here
 ///                 16 pages of the mirror   24 pages of a region
 ///                 32 mirror, events and legs, as in a label
-///                304 the first event since which the bits tell all that a leg lacks
+///                440 the first event since which the bits tell all that a leg lacks
 /// page 1…  bitmap  sectors of 508 bytes of bits, the lowest first, and the CRC-32 of the sector's
 ///                  number (8 bytes) and the bits; a set bit is a region to be copied
 /// ```

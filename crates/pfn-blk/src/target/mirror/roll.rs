@@ -9,7 +9,7 @@ use tracing::warn;
 use super::belief::Belief;
 use super::label::{Label, Members};
 use super::leg::Leg;
-use super::{States, bit};
+use super::{States, bit, random};
 use crate::bio::BioError;
 
 /// Which legs have everything, as it was last written on them.
@@ -60,6 +60,9 @@ impl Roll {
         let known = label.map(|label| label.leg.get());
         let is_free = |id: &u64| !self.ids.iter().enumerate().any(|(at, it)| at != leg && it == id);
         self.ids[leg] = known.filter(is_free).unwrap_or(random);
+        if let Some(label) = label {
+            self.members.note(self.ids[leg], label.members.tag);
+        }
     }
 
     /// Tells all legs that haven't failed which of them have everything: a leg that can't be told is
@@ -76,15 +79,19 @@ impl Roll {
             let behind = states.behind();
             let is_up = |leg: &usize| states.failed & bit(*leg) == 0;
             let entry = |(leg, id): (usize, &u64)| (*id, is_up(&leg), behind & bit(leg) == 0);
-            self.members = self.members.next(self.ids.iter().enumerate().map(entry));
+            self.members = self.members.next(random()?, self.ids.iter().enumerate().map(entry));
             let events = self.members.events.get();
             let mut told: Vec<_> = (0..legs.len()).filter(is_up).collect();
             told.sort_by_key(|leg| behind & bit(*leg) != 0);
-            let tell = |leg: &usize| {
-                let label = Label { members: self.members, leg: self.ids[*leg].into() };
-                legs[*leg].place().write(&label).map_err(|error| (*leg, error))
+            // What is written is the same on all, whatever becomes known of some on the way.
+            let members = self.members;
+            let mut tell = |leg: usize| {
+                let label = Label { members, leg: self.ids[leg].into() };
+                legs[leg].place().write(&label).map_err(|error| (leg, error))?;
+                self.members.note(self.ids[leg], members.tag);
+                Ok(())
             };
-            match told.iter().try_for_each(tell) {
+            match told.into_iter().try_for_each(&mut tell) {
                 Ok(()) => {
                     if states.failed == 0 {
                         self.whole = events;
