@@ -31,7 +31,7 @@ pub(super) struct Syncs {
 /// The first failure.
 struct Failed {
     cause: Arc<io::Error>,
-    /// Whether a sync was refused because of it: the first one counts as the sync that failed.
+    /// Whether a sync has failed because of it: the first one counts as a sync error.
     is_told: bool,
 }
 
@@ -46,7 +46,7 @@ impl Syncs {
 
     /// Remembers that pages could not be written back, unless something failed before.
     pub(super) fn writeback_failed(&self, cause: &(dyn Error + 'static)) {
-        if self.remember(cause) {
+        if self.remember(cause, false) {
             error!(
                 cause,
                 "cannot write back pages of the served window; all further flushes will fail, since \
@@ -57,12 +57,12 @@ impl Syncs {
     }
 
     /// Whether this is the first failure.
-    fn remember(&self, cause: &(dyn Error + 'static)) -> bool {
+    fn remember(&self, cause: &(dyn Error + 'static), is_told: bool) -> bool {
         let mut failed = self.failed();
         let is_first = failed.is_none();
         if is_first {
             let cause = Arc::new(io::Error::other(chain(cause)));
-            *failed = Some(Failed { cause, is_told: false });
+            *failed = Some(Failed { cause, is_told });
         }
         is_first
     }
@@ -73,7 +73,7 @@ impl Syncs {
         if let Err(cause) = self.layers.persist() {
             // The store remembers these itself.
             let is_old = matches!(cause, PersistError::Failed { .. } | PersistError::Disabled(_));
-            if !is_old && self.remember(&cause) {
+            if !is_old && self.remember(&cause, true) {
                 error!(cause = &cause as &dyn Error, "cannot sync the served window");
             }
             return Err(cause);
@@ -119,4 +119,60 @@ impl Syncs {
 fn chain(error: &dyn Error) -> String {
     let sources = std::iter::successors(error.source(), |&error| error.source());
     sources.fold(error.to_string(), |text, source| format!("{text}: {source}"))
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::atomic::{AtomicBool, Ordering};
+
+    use pfn_blk::{HookedStore, MemoryStore, NrPages, Pagemap, PfnSpace, Region, StoreOperation};
+
+    use super::*;
+
+    /// Syncs of a store that fails while the flag is set.
+    fn syncs(failing: &Arc<AtomicBool>) -> (Syncs, Arc<Pagemap>) {
+        let store = MemoryStore::new("store", NrPages::ONE).unwrap();
+        let failing = Arc::clone(failing);
+        let store = HookedStore::new(store, move |operation| match operation {
+            StoreOperation::Persist if failing.load(Ordering::SeqCst) => {
+                Err(io::Error::other("injected"))
+            }
+            _ => Ok(()),
+        });
+        let pagemap = PfnSpace::new().add(Box::new(store)).unwrap();
+        let region = Region::try_new(Arc::clone(&pagemap) as _).unwrap();
+        let layers = Arc::new(Layers::new(Arc::new(region)));
+        (Syncs::new(layers, Arc::new(Counters::new())), pagemap)
+    }
+
+    /// Not everything beneath a window remembers for itself, and what does may have been cleared.
+    #[test]
+    fn sync_that_failed_is_remembered_when_what_failed_is_well_again() {
+        let failing = Arc::new(AtomicBool::new(true));
+        let (syncs, store) = syncs(&failing);
+        assert!(matches!(syncs.sync_for_others(), Err(PersistError::Sync { .. })));
+        failing.store(false, Ordering::SeqCst);
+        assert!(store.clear_failure().unwrap());
+        syncs.sync_for_others().unwrap_err();
+        syncs.sync_ours().unwrap_err();
+        assert_eq!(syncs.failure().unwrap().reason, "cannot sync store: injected");
+        assert!(syncs.forget() && !syncs.forget());
+        syncs.sync_for_others().unwrap();
+        syncs.sync_ours().unwrap();
+        let counts = syncs.counters.read();
+        let flushes = (counts.flushes_done, counts.flushes_failed);
+        assert_eq!((flushes, counts.sync_errors), ((1, 2), 1));
+    }
+
+    #[test]
+    fn first_failure_is_the_one_that_is_told() {
+        let (syncs, _store) = syncs(&Arc::default());
+        syncs.sync_ours().unwrap();
+        syncs.writeback_failed(&io::Error::other("one"));
+        syncs.writeback_failed(&io::Error::other("other"));
+        assert!(matches!(syncs.sync_for_others(), Err(PersistError::Sync { .. })));
+        assert!(matches!(syncs.sync_for_others(), Err(PersistError::Failed { .. })));
+        assert_eq!(syncs.failure().unwrap().reason, "one");
+        assert_eq!(syncs.counters.read().sync_errors, 1);
+    }
 }
