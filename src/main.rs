@@ -196,8 +196,11 @@ fn serve(cli: &Cli) -> anyhow::Result<()> {
                 .context("cannot set up metrics")?;
         }
         if let Some(endpoint) = &control {
-            control::serve(endpoint, carry_out, sandbox.pass(Role::Operator))
-                .context("cannot set up control")?;
+            // To find out who has it mapped.
+            let window = device.served_file().map(|window| window.store().fd());
+            let window = window.map(|window| window.try_clone_to_owned()).transpose()?;
+            let pass = sandbox.pass(Role::Operator).with_file(window);
+            control::serve(endpoint, carry_out, pass).context("cannot set up control")?;
         }
     }
     resync::begin(mirrors, sandbox.pass(Role::Resync)).context("cannot begin to resync")?;

@@ -73,7 +73,7 @@ impl Operator {
                 info!(cow = %cow.display(), "snapshot merged; its COW store is removed");
             }
             Command::Drop => {
-                let cow = self.device.drop_changes()?;
+                let cow = self.device.drop_changes().map_err(explain_drop)?;
                 self.forget(&cow);
                 info!(cow = %cow.display(), "changes since the snapshot dropped, with their store");
             }
@@ -240,6 +240,19 @@ impl Operator {
             counters: Some(counts.into()),
             process: self.process.as_ref().and_then(OwnProcess::read),
         }
+    }
+}
+
+/// Adds to a refusal to drop changes what the operator can do about it.
+fn explain_drop(error: LayerError) -> anyhow::Error {
+    let is_denied = matches!(&error, LayerError::Reopen(source)
+        if source.kind() == io::ErrorKind::PermissionDenied);
+    match is_denied {
+        true => anyhow!(
+            "{:#}; let the user of --user read and write the published file",
+            anyhow!(error)
+        ),
+        false => error.into(),
     }
 }
 

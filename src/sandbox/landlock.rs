@@ -4,6 +4,7 @@
 //!
 //! What is open already is not concerned.
 
+use std::os::fd::OwnedFd;
 use std::path::Path;
 use std::sync::Once;
 
@@ -66,14 +67,16 @@ fn open(directory: &Path) -> anyhow::Result<PathFd> {
     PathFd::new(directory).with_context(|| format!("cannot open {}", directory.display()))
 }
 
-/// Lets this thread reach no further than `reach`, among `paths`.
-pub(super) fn restrict(paths: &Paths, reach: Reach) -> anyhow::Result<()> {
+/// Lets this thread reach no further than `reach`, among `paths`, and `file`, which it may open again.
+pub(super) fn restrict(paths: &Paths, reach: Reach, file: Option<&OwnedFd>) -> anyhow::Result<()> {
     let rules = Ruleset::default()
         .handle_access(AccessFs::from_all(NEWEST))?
         .handle_access(AccessNet::from_all(NEWEST))?
         .create()?;
     let beneath = |(path, access)| PathBeneath::new(path, access);
     let rules = paths.within(reach).map(beneath).try_fold(rules, RulesetCreatedAttr::add_rule)?;
+    let again = file.map(|file| PathBeneath::new(file, AccessFs::ReadFile | AccessFs::WriteFile));
+    let rules = again.into_iter().try_fold(rules, RulesetCreatedAttr::add_rule)?;
     // A word for the process; each of its threads fares the same.
     static SAID: Once = Once::new();
     let status = rules.restrict_self()?.ruleset;

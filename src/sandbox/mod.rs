@@ -17,6 +17,7 @@ mod privileges;
 mod seccomp;
 mod trap;
 
+use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Condvar, Mutex, PoisonError};
 
@@ -53,12 +54,20 @@ pub(crate) struct Sandbox {
 pub(crate) struct Pass {
     sandbox: Arc<Sandbox>,
     role: Role,
+    /// A file that the thread may open again.
+    file: Option<OwnedFd>,
 }
 
 impl Pass {
+    /// Lets the thread open `file` again, too.
+    pub(crate) fn with_file(mut self, file: Option<OwnedFd>) -> Self {
+        self.file = file;
+        self
+    }
+
     /// As [`Sandbox::enter`].
     pub(crate) fn enter(self) {
-        self.sandbox.enter(self.role);
+        self.sandbox.enter_with(self.role, self.file.as_ref());
     }
 }
 
@@ -114,7 +123,7 @@ impl Sandbox {
     /// Lets a thread that is about to be started enter.
     pub(crate) fn pass(self: &Arc<Self>, role: Role) -> Pass {
         *self.outside.0.lock().unwrap_or_else(PoisonError::into_inner) += 1;
-        Pass { sandbox: Arc::clone(self), role }
+        Pass { sandbox: Arc::clone(self), role, file: None }
     }
 
     /// Waits until all who were given a pass have entered.
@@ -141,14 +150,18 @@ impl Sandbox {
     /// Confines this thread, and all that it will start, to what `role` takes. It can't be undone;
     /// where it can't be done, the process ends.
     pub(crate) fn enter(&self, role: Role) {
-        if let Err(error) = self.try_enter(role) {
+        self.enter_with(role, None);
+    }
+
+    fn enter_with(&self, role: Role, file: Option<&OwnedFd>) {
+        if let Err(error) = self.try_enter(role, file) {
             error!(?role, "cannot enter the sandbox: {error:#}");
             std::process::exit(1);
         }
         debug!(?role, "entered the sandbox");
     }
 
-    fn try_enter(&self, role: Role) -> anyhow::Result<()> {
+    fn try_enter(&self, role: Role, file: Option<&OwnedFd>) -> anyhow::Result<()> {
         // A fleet's asks members that have become other users, each by a socket of its own.
         if role != Role::Fleet {
             if !self.options.open {
@@ -162,7 +175,7 @@ impl Sandbox {
             }
         }
         if !self.options.open {
-            landlock::restrict(&self.paths, role.reach())?;
+            landlock::restrict(&self.paths, role.reach(), file)?;
         }
         match self.options.violation {
             Some(violation) => seccomp::filter(role, violation),

@@ -71,7 +71,7 @@ fn snapshot_dropped_is_the_state_that_it_was_taken_of() {
     let window = File::open(place.path("window")).unwrap();
     place.refuses(
         "drop --control @/control",
-        "the daemon refuses: a frontend is connected, or has the window open; \
+        "the daemon refuses: a VMM still has the window mapped, or a process has it open; \
          end its guest first",
     );
     drop(window);

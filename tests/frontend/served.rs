@@ -2,14 +2,18 @@
 
 //! A served window, whose frontends come and go when it suits them.
 
-use std::fs::{self, File};
+use std::fs::{self, File, Permissions};
+use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
+use std::process::Command;
 use std::thread;
+use std::time::{Duration, Instant};
 
 use guest_harness::Daemon;
 use rustix::process::{Uid, geteuid};
 use rustix::thread::{CapabilitySet, remove_capability_from_bounding_set, set_thread_uid};
 use tempfile::TempDir;
+use vm_memory::VolatileMemory;
 
 use crate::vmm::{Abilities, Vmm};
 
@@ -178,4 +182,93 @@ fn writeback_that_failed_fails_the_flushes_of_all_who_have_the_window() {
     File::open(&window).unwrap().sync_all().unwrap_err();
     drop(vmm);
     daemon.terminate().unwrap();
+}
+
+/// Has the daemon drop what was written since the last snapshot, and returns why it would not.
+fn try_drop(control: &Path) -> Result<(), String> {
+    let output = Command::new(DAEMON).args(["drop", "--control"]).arg(control).output().unwrap();
+    let said = String::from_utf8(output.stderr).unwrap();
+    if output.status.success() { Ok(()) } else { Err(said) }
+}
+
+/// Drops, once the kernel has told of all that was closed.
+fn drop_changes(control: &Path) {
+    let deadline = Instant::now() + Duration::from_secs(60);
+    while let Err(said) = try_drop(control) {
+        assert!(Instant::now() < deadline, "{said}");
+    }
+}
+
+fn first_byte(vmm: &Vmm) -> u8 {
+    let mut byte = [0];
+    vmm.load(0, &mut byte);
+    byte[0]
+}
+
+/// A VMM whose connection is lost keeps what it has mapped, and so does its guest, which goes on.
+fn drop_waits_for_the_last_mapping(more: &[&str]) {
+    let dir = tempfile::tempdir().unwrap();
+    let [file, control, cow] = ["file", "control", "cow"].map(|name| dir.path().join(name));
+    File::create(&file).unwrap().set_len(PAGES * 4096).unwrap();
+    // For one who is another user.
+    fs::set_permissions(dir.path(), Permissions::from_mode(0o777)).unwrap();
+    fs::set_permissions(&file, Permissions::from_mode(0o666)).unwrap();
+    let args = ["--file".as_ref(), file.as_os_str(), "--control".as_ref(), control.as_os_str()];
+    let more = ["--window", "served"].iter().chain(more).map(AsRef::as_ref);
+    let Some(daemon) = Daemon::start_served(DAEMON, args.into_iter().chain(more)).unwrap() else {
+        return;
+    };
+    let connect = || {
+        let mut vmm = Vmm::start(daemon.socket(), Abilities::default());
+        assert_eq!(vmm.driver.flush(), 0);
+        vmm
+    };
+    for _ in 0..2 {
+        let mut vmm = connect();
+        vmm.store(0, &[1]);
+        assert_eq!(vmm.driver.flush(), 0);
+        let mut snapshot = Command::new(DAEMON);
+        snapshot.arg("snapshot").arg(&cow).arg("--control").arg(&control);
+        assert!(snapshot.output().unwrap().status.success());
+        vmm.store(0, &[2]);
+        assert_eq!(vmm.driver.flush(), 0);
+        assert!(try_drop(&control).unwrap_err().contains("a frontend is connected"));
+
+        let mapped = std::mem::take(&mut *vmm.mapper.maps.lock().unwrap());
+        drop(vmm);
+        daemon.wait_for_log("frontend left").unwrap();
+        for _ in 0..2 {
+            let said = try_drop(&control).unwrap_err();
+            assert!(said.contains("a VMM still has the window mapped"), "{said}");
+        }
+        // Others come and go.
+        let other = connect();
+        assert_eq!(first_byte(&other), 2);
+        mapped[0].region.as_volatile_slice().subslice(0, 1).unwrap().copy_from(&[3_u8]);
+        assert_eq!(first_byte(&other), 3);
+        drop(other);
+        daemon.wait_for_log("frontend left").unwrap();
+        assert!(try_drop(&control).unwrap_err().contains("a VMM still has the window mapped"));
+
+        drop(mapped);
+        drop_changes(&control);
+        assert_eq!(first_byte(&connect()), 1);
+        daemon.wait_for_log("frontend left").unwrap();
+    }
+    let (status, log) = daemon.terminate().unwrap();
+    assert!(status.success(), "{log}");
+}
+
+#[test]
+fn drop_with_a_mapping_that_outlives_its_connection_is_refused() {
+    drop_waits_for_the_last_mapping(&[]);
+}
+
+#[test]
+fn drop_by_another_user_with_a_mapping_that_outlives_its_connection_is_refused() {
+    if !geteuid().is_root() {
+        eprintln!("skipped: --user takes root");
+        return;
+    }
+    drop_waits_for_the_last_mapping(&["--user", "65534:65534"]);
 }

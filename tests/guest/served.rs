@@ -2,6 +2,7 @@
 
 //! What no VMM can map: copy-on-write and mirrored memory, with DAX all the same.
 
+mod dropped;
 mod killed;
 mod live;
 mod published;
@@ -13,7 +14,7 @@ use std::io::Read;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-use guest_harness::{Accelerator, Daemon, Lab};
+use guest_harness::{Accelerator, Daemon, Lab, Vm};
 use tempfile::TempDir;
 
 use crate::filesystem::Filesystem;
@@ -48,6 +49,18 @@ fn operate(dir: &TempDir, args: &[&str]) -> String {
     let output = Command::new(DAEMON).args(args).arg("--control").arg(control).output().unwrap();
     assert!(output.status.success(), "{args:?}: {output:?}");
     String::from_utf8(output.stdout).unwrap()
+}
+
+/// The number of the last file, or page, that a guest has said to be synced.
+fn last_mark(serial: &str) -> u32 {
+    let marks = serial.lines().filter_map(|line| line.trim().strip_prefix("MARK "));
+    marks.filter_map(|number| number.parse().ok()).next_back().unwrap()
+}
+
+/// Waits for the guest to have synced a few more.
+fn wait_for_more(vm: &Vm) {
+    let wanted = last_mark(&vm.serial()) + 4;
+    vm.wait_for(&format!("MARK {wanted}")).unwrap();
 }
 
 /// A word of a table.

@@ -156,7 +156,8 @@ impl Connection {
         };
         let frontend =
             Channel { frontend, closed: Arc::clone(&self.closed), waiting: self.device.asked() };
-        match self.mapping.ensure(activation, self.device.region(), &frontend) {
+        let (region, lend) = (self.device.region(), || self.device.lend());
+        match self.mapping.ensure(activation, region, lend, &frontend) {
             Mapping::Kept => true,
             Mapping::Made(took) => {
                 let counters = self.device.counters();

@@ -3,6 +3,7 @@
 //! The device: a region and who may flush it. Knows no vhost-user.
 
 use std::error::Error;
+use std::fs::File;
 use std::io;
 use std::num::{NonZeroU32, NonZeroU64};
 use std::path::{Path, PathBuf};
@@ -214,11 +215,12 @@ impl Device {
     }
 
     /// Forgets the last snapshot and all that was written since: the region is as it was then.
-    /// Returns its COW store, which is of no use any more. Not while a guest runs.
+    /// Returns its COW store, which is of no use any more. Not while a guest runs: no frontend may be
+    /// connected, and no process may have the window mapped, as a VMM may whose connection has ended.
     pub fn drop_changes(&self) -> Result<PathBuf, LayerError> {
         let layers = self.layers.as_ref().ok_or(LayerError::Direct)?;
         if self.is_connected() {
-            return Err(LayerError::InUse);
+            return Err(LayerError::Connected);
         }
         // What the kernel still has to write back is to go, too.
         self.write_back();
@@ -291,6 +293,11 @@ impl Device {
             let suppressed = NonZeroU64::new(suppressed);
             error!(suppressed, hint = news.hint(), "{news}; its flushes wait");
         }
+    }
+
+    /// What a frontend maps in place of a store's own file.
+    pub(crate) fn lend(&self) -> Option<Arc<File>> {
+        self.layers.as_ref().map(LiveLayers::lend)
     }
 
     /// The file of a served window; none of a direct one, whose stores are its caller's.

@@ -2,8 +2,9 @@
 
 //! Mapping a region into a frontend: when, for how long, and taking it back.
 
+use std::fs::File;
 use std::io;
-use std::os::fd::{AsRawFd, RawFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, RawFd};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
@@ -109,7 +110,14 @@ impl MapState {
 
     /// Has the region mapped, unless this was tried in `activation` already: the one that it was
     /// before the vring was found running. One that ends meanwhile has what is mapped now forgotten.
-    pub(crate) fn ensure(&self, activation: u64, region: &Region, frontend: &Channel) -> Mapping {
+    /// The frontend is given what `lend` has in place of a store's own file.
+    pub(crate) fn ensure(
+        &self,
+        activation: u64,
+        region: &Region,
+        lend: impl FnOnce() -> Option<Arc<File>>,
+        frontend: &Channel,
+    ) -> Mapping {
         let mut tried = self.tried.lock().unwrap_or_else(PoisonError::into_inner);
         match &*tried {
             Some(last) if last.activation == activation => {
@@ -119,6 +127,7 @@ impl MapState {
         }
         let began = Instant::now();
         let may_linger = tried.is_some();
+        let lent = lend();
         let mut leases = Vec::new();
         let result = extents(region).try_for_each(|(start, extent)| {
             let revoked = Arc::clone(&self.revoked);
@@ -127,7 +136,8 @@ impl MapState {
                 // It can only fail by being full of such writes already.
                 let _ = revoked.event.write(1);
             })?;
-            let mapped = map(frontend, start, &lease, may_linger);
+            let file = lent.as_ref().map_or_else(|| lease.fd(), AsFd::as_fd);
+            let mapped = map(frontend, (start, &lease), file, may_linger);
             leases.push((start, lease));
             mapped
         });
@@ -176,13 +186,18 @@ fn request(start: Pgoff, lease: &Lease) -> VhostUserMMap {
     }
 }
 
-/// Maps leased pages at `start`. Crosvm keeps mappings over a reset and refuses to map over them, so
+/// Maps leased pages of `file` at `start`. Crosvm keeps mappings over a reset and refuses to map over them, so
 /// one of ours that `may_linger` there is taken away and made again.
-fn map(frontend: &Channel, start: Pgoff, lease: &Lease, may_linger: bool) -> Result<(), MapError> {
+fn map(
+    frontend: &Channel,
+    (start, lease): (Pgoff, &Lease),
+    file: BorrowedFd<'_>,
+    may_linger: bool,
+) -> Result<(), MapError> {
     let request = request(start, lease);
-    let mut result = frontend.map(request, lease.fd());
+    let mut result = frontend.map(request, file);
     if result.is_err() && may_linger && frontend.unmap(request).is_ok() {
-        result = frontend.map(request, lease.fd());
+        result = frontend.map(request, file);
     }
     result.map_err(|source| MapError::Refused {
         offset: start.bytes(),

@@ -5,9 +5,11 @@
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-use guest_harness::{Daemon, Lab, Vm};
+use guest_harness::{Daemon, Lab};
 
-use super::{SECTORS, SIZE, can_serve, operate, same, serve_overlay, word};
+use super::{
+    SECTORS, SIZE, can_serve, last_mark, operate, same, serve_overlay, wait_for_more, word,
+};
 use crate::filesystem::Filesystem;
 use crate::tmpfs::Tmpfs;
 use crate::{DAEMON, guest, on_ext4_and_xfs, serve_table, sparse_file};
@@ -36,17 +38,6 @@ fn check_files(mount: &str, last: u32) -> String {
                 grep -qx 1
         done\n"
     )
-}
-
-fn last_mark(serial: &str) -> u32 {
-    let marks = serial.lines().filter_map(|line| line.trim().strip_prefix("MARK "));
-    marks.filter_map(|number| number.parse().ok()).next_back().unwrap()
-}
-
-/// Waits for the guest to have synced a few files more.
-fn wait_for_more(vm: &Vm) {
-    let wanted = last_mark(&vm.serial()) + 4;
-    vm.wait_for(&format!("MARK {wanted}")).unwrap();
 }
 
 fn copy(from: &Path, to: &Path) {

@@ -272,7 +272,10 @@ impl Filesystem for RegionFile {
         if flags.0 & libc::O_TRUNC != 0 {
             return reply.error(Errno::EPERM);
         }
-        let handle = self.openings.opened(request.pid());
+        let Some(handle) = self.openings.opened(request.pid()) else {
+            // What is shown changes at this moment.
+            return reply.error(Errno::EBUSY);
+        };
         // The page cache is the guest's memory: an open must not empty it.
         reply.opened(handle, FopenFlags::FOPEN_KEEP_CACHE);
     }

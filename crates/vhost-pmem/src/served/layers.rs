@@ -9,6 +9,7 @@
 //! Layers are made and taken away by one thread, the [workers'](super::workers): COW stores are open
 //! in its table of fds only.
 
+use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
 
@@ -34,9 +35,18 @@ pub enum LayerError {
     /// Nothing can be changed, so there is nothing to keep apart.
     #[error("the region is read-only")]
     ReadOnly,
+    /// A guest may be about to map pages that would change beneath it.
+    #[error("a frontend is connected; end its guest first")]
+    Connected,
     /// A guest may have pages in use that would change beneath it.
-    #[error("a frontend is connected, or has the window open; end its guest first")]
+    #[error("a VMM still has the window mapped, or a process has it open; end its guest first")]
     InUse,
+    /// Nobody can tell.
+    #[error(
+        "cannot tell whether a VMM that was connected still has the window mapped: cannot open it \
+         again"
+    )]
+    Reopen(#[source] io::Error),
     /// The COW store can't be opened.
     #[error("cannot open the COW store")]
     Store(#[from] InvalidStore),
@@ -223,7 +233,6 @@ impl Layers {
 
 #[cfg(test)]
 mod tests {
-    use std::io;
     use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
     use pfn_blk::{HookedStore, MemoryStore, Pgoff, StoreOperation};

@@ -20,6 +20,7 @@ mod dirty_limit;
 mod filesystem;
 mod helper;
 mod layers;
+mod lending;
 mod mount;
 mod namespace;
 mod openings;
@@ -37,6 +38,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::mpsc::{Sender, channel};
 use std::thread::JoinHandle;
+use std::time::Duration;
 
 use fuser::{INodeNo, Notifier};
 use pfn_blk::{Access, InvalidPages, NrPages, PfnSpace, Pgoff, Region, Store};
@@ -45,6 +47,7 @@ use thiserror::Error;
 pub use self::confinement::{ServedThread, confine_served_threads};
 use self::layers::Layers;
 pub use self::layers::{Failure, LAYER_CHUNK, Layer, LayerError};
+use self::lending::Lending;
 pub use self::namespace::allow_served_windows;
 use self::openings::Openings;
 pub(crate) use self::own_memory::cover;
@@ -114,24 +117,19 @@ impl ServeWindowError {
 
 /// The file that a region is served through.
 struct ServedStore {
-    /// What the files' closing ends.
-    files: Option<Files>,
+    /// What closing ends. Synced: it takes note of every page that could not be written back.
+    file: Option<File>,
     nr_pages: NrPages,
     workers: Option<JoinHandle<()>>,
     /// Dropped when the workers have ended: they use it with fds of their own, and these are ours.
     _region: Arc<Region>,
 }
 
-/// How often we have the file open ourselves.
+/// How often we have the file open ourselves: to sync it, and for frontends.
 const OWN_OPENINGS: usize = 2;
 
-/// The file, opened twice.
-struct Files {
-    /// Synced: it takes note of every page that could not be written back.
-    synced: File,
-    /// For frontends.
-    mapped: File,
-}
+/// How long the kernel may take to tell that the file was closed.
+const RELEASED_SOON: Duration = Duration::from_secs(1);
 
 /// What the workers share with the device.
 #[derive(Clone)]
@@ -155,20 +153,17 @@ pub(crate) fn region(
     let served = Served { layers, openings: Arc::default(), syncs };
     let Begun { files: [synced, mapped], jobs, thread } =
         workers::begin(&served, size, publication)?;
-    let store = ServedStore {
-        files: Some(Files { synced, mapped }),
-        nr_pages: size,
-        workers: Some(thread),
-        _region: region,
-    };
+    let store =
+        ServedStore { file: Some(synced), nr_pages: size, workers: Some(thread), _region: region };
     let pagemap = PfnSpace::new().add(Box::new(store)).map_err(ServeWindowError::Size)?;
     let region = Region::try_new(pagemap).expect("a store is used once");
-    Ok((region, LiveLayers { served, jobs }))
+    Ok((region, LiveLayers { served, lending: Lending::new(mapped), jobs }))
 }
 
 /// What can be done to a region while it is served.
 pub(crate) struct LiveLayers {
     served: Served,
+    lending: Lending,
     jobs: Sender<Job>,
 }
 
@@ -217,13 +212,21 @@ impl LiveLayers {
         self.run(|layers, _| layers.merge())
     }
 
-    /// Drops the last layer, and has the kernel forget what it knows of the window.
+    /// The window's file, for a frontend to map.
+    pub(crate) fn lend(&self) -> Arc<File> {
+        self.lending.lend()
+    }
+
+    /// Drops the last layer, and has the kernel forget what it knows of the window; refused if
+    /// another process has it open or mapped. None can until this is done.
     pub(crate) fn drop_changes(&self) -> Result<PathBuf, LayerError> {
-        let openings = Arc::clone(&self.served.openings);
-        self.run(move |layers, notifier| {
-            if openings.count() > OWN_OPENINGS {
-                return Err(LayerError::InUse);
-            }
+        let openings = &self.served.openings;
+        self.lending.renew().map_err(LayerError::Reopen)?;
+        // A frontend that comes meanwhile must not wait: nothing makes its guest wait.
+        openings.wait(OWN_OPENINGS, RELEASED_SOON);
+        let _withheld = self.lending.withhold().ok_or(LayerError::Connected)?;
+        let _closed = openings.close(OWN_OPENINGS).ok_or(LayerError::InUse)?;
+        self.run(|layers, notifier| {
             let cow = layers.drop_changes()?;
             if let Err(error) = notifier.inval_inode(INodeNo::ROOT, 0, 0) {
                 // There was nothing to forget.
@@ -249,14 +252,14 @@ impl LiveLayers {
 }
 
 impl ServedStore {
-    fn files(&self) -> &Files {
-        self.files.as_ref().expect("open until it is dropped")
+    fn file(&self) -> &File {
+        self.file.as_ref().expect("open until it is dropped")
     }
 }
 
 impl Drop for ServedStore {
     fn drop(&mut self) {
-        drop(self.files.take());
+        drop(self.file.take());
         if let Some(workers) = self.workers.take() {
             // It comes to an end when frontends, too, have let go of the file.
             let _ = workers.join();
@@ -284,19 +287,20 @@ impl Store for ServedStore {
     }
 
     fn fd(&self) -> BorrowedFd<'_> {
-        self.files().mapped.as_fd()
+        // Frontends are given another: `LiveLayers::lend`.
+        self.file().as_fd()
     }
 
     fn read(&self, at: Pgoff, buffer: &mut [u8]) -> io::Result<()> {
-        self.files().mapped.read_exact_at(buffer, at.bytes())
+        self.file().read_exact_at(buffer, at.bytes())
     }
 
     fn write(&self, at: Pgoff, buffer: &[u8]) -> io::Result<()> {
-        self.files().mapped.write_all_at(buffer, at.bytes())
+        self.file().write_all_at(buffer, at.bytes())
     }
 
     fn persist(&self) -> io::Result<()> {
-        self.files().synced.sync_data()
+        self.file().sync_data()
     }
 
     fn attribute(&self, _name: &str) -> io::Result<Option<Vec<u8>>> {

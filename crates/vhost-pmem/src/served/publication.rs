@@ -55,10 +55,11 @@ pub(super) struct Permissions {
 }
 
 impl Permissions {
-    /// For our user alone.
-    pub(super) fn own() -> Self {
+    /// For those who have an fd of the file, as no path leads there: a frontend, and ourselves, who
+    /// may have become another user by then.
+    pub(super) fn of_fds() -> Self {
         let (user, group) = (rustix::process::geteuid(), rustix::process::getegid());
-        Self { mode: 0o600, user: user.as_raw(), group: group.as_raw() }
+        Self { mode: 0o666, user: user.as_raw(), group: group.as_raw() }
     }
 }
 

@@ -58,7 +58,7 @@ pub(super) fn begin(
 ) -> Result<Begun, ServeWindowError> {
     let (ready, is_ready) = channel();
     let (jobs, work) = channel();
-    let permissions = publication.map_or_else(Permissions::own, |one| one.permissions);
+    let permissions = publication.map_or_else(Permissions::of_fds, |one| one.permissions);
     let (layers, openings) = (Arc::clone(&served.layers), Arc::clone(&served.openings));
     let filesystem = RegionFile::new(served, size, permissions);
     let publish = publication.map(|one| one.path().to_owned());
