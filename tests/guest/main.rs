@@ -14,6 +14,7 @@ mod replug;
 mod served;
 mod tmpfs;
 mod unplug;
+mod unshared;
 
 use std::ffi::OsString;
 use std::fs::File;

@@ -40,6 +40,7 @@ pub struct VmBuilder<'lab> {
     script: String,
     memory_mib: u32,
     file_memory_mib: u32,
+    unshared_memory_mib: u32,
     nodes: Vec<OsString>,
     cpus: u32,
     cpu: Option<&'static [&'static str]>,
@@ -64,6 +65,7 @@ impl<'lab> VmBuilder<'lab> {
             script: String::new(),
             memory_mib: 512,
             file_memory_mib: 0,
+            unshared_memory_mib: 0,
             nodes: Vec::new(),
             cpus: 1,
             cpu: None,
@@ -156,6 +158,17 @@ impl<'lab> VmBuilder<'lab> {
         // Behind the node of the rest, which the command line has first.
         self.nodes.extend(["-object".into(), backend, "-numa".into(), node.into()]);
         self.kernel_argument(&format!("memmap={mib}M${:#x}", u64::from(start) << 20))
+    }
+
+    /// Gives the guest `mib` MiB more of memory, which vhost-user devices don't share: a node of its
+    /// own, with a CPU, the last one, which is offline until the script says otherwise. What runs there
+    /// allocates there.
+    #[must_use]
+    pub fn unshared_memory(mut self, mib: u32) -> Self {
+        self.unshared_memory_mib = mib;
+        self.cpus += 1;
+        let last = self.cpus - 1;
+        self.kernel_argument(&format!("maxcpus={last}"))
     }
 
     /// Boots it under cloud-hypervisor, not QEMU. It has then that one's devices only, and no monitor.
@@ -296,14 +309,22 @@ impl<'lab> VmBuilder<'lab> {
         qemu.args(self.cpu.unwrap_or(&accelerator.arguments()));
         qemu.args(["-M", "q35", "-smp"]).arg(self.cpus.to_string());
         let mib = self.memory_mib;
-        let all = mib + self.file_memory_mib;
+        let all = mib + self.file_memory_mib + self.unshared_memory_mib;
         qemu.arg("-m").arg(match self.own_devices {
             0 => format!("{all}M"),
             // Each takes a memory slot, which plain `-m` has none of.
             devices => format!("{all}M,slots={devices},maxmem=64G"),
         });
         qemu.arg("-object").arg(format!("memory-backend-memfd,id=mem,size={mib}M,share=on"));
-        qemu.args(["-numa", "node,memdev=mem"]).args(&self.nodes);
+        if self.unshared_memory_mib == 0 {
+            qemu.args(["-numa", "node,memdev=mem"]).args(&self.nodes);
+        } else {
+            let (mib, last) = (self.unshared_memory_mib, self.cpus - 1);
+            qemu.arg("-numa").arg(format!("node,memdev=mem,cpus=0-{}", last - 1));
+            qemu.args(&self.nodes);
+            qemu.arg("-object").arg(format!("memory-backend-ram,id=unshared,size={mib}M"));
+            qemu.arg("-numa").arg(format!("node,memdev=unshared,cpus={last}"));
+        }
         if !self.reboots {
             qemu.arg("-no-reboot");
         }
