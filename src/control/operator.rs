@@ -2,12 +2,13 @@
 
 //! What a request does.
 
+use std::error::Error;
 use std::fs::{self, File};
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
 use std::path::Path;
 use std::sync::{Arc, Mutex, PoisonError};
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use anyhow::{Chain, Context, anyhow, bail};
 use pfn_blk::table::OpenMirror;
@@ -17,7 +18,9 @@ use pfn_blk::{
 };
 use rustix::io::Errno;
 use tracing::{info, warn};
-use vhost_pmem::{Device, Failure, LayerError, Placement, Window};
+use vhost_pmem::{
+    Device, Failure, LayerError, Pages, Placement, Trouble, Unanswerable, Waiting, Window,
+};
 
 use super::measures::Cache;
 use super::process::OwnProcess;
@@ -224,6 +227,8 @@ impl Operator {
             },
             frontend: self.device.is_connected(),
             mapped: counts.mapped_pages * PAGE_SIZE,
+            pages: Some(self.device.pages().into()),
+            waiting: self.device.waiting().map(Into::into),
             placement: self.device.placement().map(Into::into),
             layers: layers.map(|layer| cow(layer.cow.display().to_string(), layer.usage)).collect(),
             snapshots: self
@@ -261,12 +266,51 @@ impl From<Placement> for protocol::Placement {
         match placement {
             Placement::Unknown => Self::Unknown,
             Placement::Found => Self::Found,
-            Placement::Misplaced(error) => {
-                let causes: Vec<_> = Chain::new(&*error).map(ToString::to_string).collect();
-                Self::Misplaced { reason: causes.join(": ") }
+            Placement::Misplaced(trouble) => {
+                Self::Misplaced { reason: in_a_line(&*trouble.reason) }
             }
         }
     }
+}
+
+impl From<Pages> for protocol::Pages {
+    fn from(pages: Pages) -> Self {
+        match pages {
+            Pages::Idle => Self::Idle,
+            Pages::Mapped => Self::Mapped,
+            Pages::Unmapped(Trouble { reason, since }) => {
+                Self::Unmapped { reason: in_a_line(&*reason), since_ms: unix_ms(since) }
+            }
+        }
+    }
+}
+
+impl From<Waiting> for protocol::Waiting {
+    fn from(Waiting { requests, obstacle, since }: Waiting) -> Self {
+        Self {
+            requests: requests.into(),
+            cause: match obstacle {
+                Unanswerable::Unshared => "unshared",
+                Unanswerable::NoRoom => "no_room",
+                Unanswerable::Queue => "queue",
+            }
+            .to_owned(),
+            reason: format!("{obstacle}; {}", obstacle.hint()),
+            since_ms: unix_ms(since),
+        }
+    }
+}
+
+/// An error with what caused it.
+fn in_a_line(error: &(dyn Error + 'static)) -> String {
+    let causes: Vec<_> = Chain::new(error).map(ToString::to_string).collect();
+    causes.join(": ")
+}
+
+/// In milliseconds of Unix time.
+fn unix_ms(time: SystemTime) -> u64 {
+    let since = time.duration_since(UNIX_EPOCH).unwrap_or_default();
+    since.as_millis().try_into().unwrap_or(u64::MAX)
 }
 
 /// Whether a file is one that has no extended attributes of users: a block device, or memory.

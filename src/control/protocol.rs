@@ -110,6 +110,12 @@ pub(crate) struct Status {
     /// How many bytes the guest reaches: all, or none while its pages are not mapped.
     #[serde(default)]
     pub(crate) mapped: u64,
+    /// Whether the guest has its pages.
+    #[serde(default)]
+    pub(crate) pages: Option<Pages>,
+    /// The requests that can't be answered.
+    #[serde(default)]
+    pub(crate) waiting: Option<Waiting>,
     /// Of a window in guest memory: whether it is there.
     #[serde(default)]
     pub(crate) placement: Option<Placement>,
@@ -141,6 +147,34 @@ pub(crate) enum Placement {
         /// What is wrong, and what to do about it.
         reason: String,
     },
+}
+
+/// Whether a guest has its pages.
+#[derive(Debug, Serialize, Deserialize)]
+#[serde(tag = "state", rename_all = "lowercase")]
+pub(crate) enum Pages {
+    /// Not yet: none has activated the device.
+    Idle,
+    Mapped,
+    /// No, and every flush fails.
+    Unmapped {
+        /// What is wrong, and what to do about it.
+        reason: String,
+        /// Since when, in milliseconds of Unix time.
+        since_ms: u64,
+    },
+}
+
+/// Requests that stay in the queue, as the first of them can't be answered.
+#[derive(Debug, Serialize, Deserialize)]
+pub(crate) struct Waiting {
+    pub(crate) requests: u64,
+    /// `unshared`, `no_room` or `queue`.
+    pub(crate) cause: String,
+    /// What is wrong, and what to do about it.
+    pub(crate) reason: String,
+    /// Since when, in milliseconds of Unix time.
+    pub(crate) since_ms: u64,
 }
 
 /// A store that failed a sync.

@@ -4,12 +4,13 @@
 
 use std::fmt::Display;
 use std::io::{self, Write};
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use anstyle::{AnsiColor, Style};
-use indicatif::HumanBytes;
+use indicatif::{HumanBytes, HumanDuration};
 
 use super::measures::{Cache, Counters};
-use super::protocol::{Cow, Failure, Mirror, Placement, Report, State, Status};
+use super::protocol::{Cow, Failure, Mirror, Pages, Report, State, Status, Waiting};
 use crate::size::ByteSize;
 
 const NAME: Style = Style::new().bold();
@@ -23,47 +24,60 @@ fn styled(style: Style, text: impl Display) -> String {
 
 /// Shows devices, a line each.
 pub(super) fn table(reports: &[Report], out: &mut impl Write) -> io::Result<()> {
-    let heads = ["NAME", "SIZE", "WINDOW", "FRONTEND"].map(str::to_owned);
+    let heads = ["NAME", "SIZE", "WINDOW", "FRONTEND", "PAGES"].map(str::to_owned);
     let heads = (heads, (NAME, "STATE".to_owned()));
     let rows: Vec<_> = std::iter::once(heads).chain(reports.iter().map(row)).collect();
     let width = |column: usize| rows.iter().map(|(row, _)| row[column].len()).max().unwrap_or(0);
-    let [a, b, c, d] = [0, 1, 2, 3].map(width);
-    for ([name, size, window, frontend], (style, state)) in &rows {
+    let [a, b, c, d, e] = [0, 1, 2, 3, 4].map(width);
+    for ([name, size, window, frontend, pages], (style, state)) in &rows {
         let name = styled(NAME, format_args!("{name:a$}"));
         let state = styled(*style, state);
-        writeln!(out, "{name}  {size:>b$}  {window:c$}  {frontend:d$}  {state}")?;
+        writeln!(out, "{name}  {size:>b$}  {window:c$}  {frontend:d$}  {pages:e$}  {state}")?;
     }
     Ok(())
 }
 
 /// A device's line: what fills columns, and its state.
-fn row(Report { name, state, .. }: &Report) -> ([String; 4], (Style, String)) {
+fn row(Report { name, state, .. }: &Report) -> ([String; 5], (Style, String)) {
     let name = name.clone();
     let status = match state {
         State::Served(status) => status,
         State::Down { reason } => {
             let none = || "-".to_owned();
-            return ([name, none(), none(), none()], (BAD, reason.clone()));
+            return ([name, none(), none(), none(), none()], (BAD, reason.clone()));
         }
     };
-    let misplaced = matches!(status.placement, Some(Placement::Misplaced { .. }));
-    let misplaced = misplaced.then(|| "window misplaced".to_owned());
-    let failed = status.failures.iter().map(|failure| format!("{} failed", failure.store));
-    let sick: Vec<_> = misplaced.into_iter().chain(failed).collect();
-    let gone = status.mirrors.iter().flat_map(gone_legs);
+    let (frontend, pages) = match (status.frontend, status.mapped > 0) {
+        (false, _) => ("none", "-"),
+        (true, true) => ("connected", "mapped"),
+        (true, false) => ("connected", "not mapped"),
+    };
+    let size = format!("{:#}", ByteSize(status.size));
+    let columns = [name, size, status.window.clone(), frontend.to_owned(), pages.to_owned()];
+    (columns, condition(status))
+}
+
+/// What is wrong with a device that is served, in a few words; `good` is only what has nothing wrong.
+fn condition(status: &Status) -> (Style, String) {
+    let mut bad = Vec::new();
+    if let Some(Pages::Unmapped { .. }) = status.pages {
+        bad.push("every flush fails".to_owned());
+    }
+    if status.waiting.is_some() {
+        bad.push("flushes wait".to_owned());
+    }
+    bad.extend(status.failures.iter().map(|failure| format!("{} failed", failure.store)));
     let stale = status.mirrors.iter().filter(|mirror| mirror.stale > 0);
     let differ = stale.map(|one| format!("mirror {} differs", one.name));
-    let lesser: Vec<_> = gone.chain(differ).collect();
-    let style = match (sick.is_empty(), lesser.is_empty()) {
-        (false, _) => BAD,
-        (true, false) => WORSE,
-        (true, true) => GOOD,
-    };
-    let state: Vec<_> = sick.into_iter().chain(lesser).collect();
-    let state = if state.is_empty() { "good".to_owned() } else { state.join(", ") };
-    let frontend = if status.frontend { "connected" } else { "none" };
-    let size = format!("{:#}", ByteSize(status.size));
-    ([name, size, status.window.clone(), frontend.to_owned()], (style, state))
+    let worse: Vec<_> = status.mirrors.iter().flat_map(gone_legs).chain(differ).collect();
+    match (bad.is_empty(), worse.is_empty()) {
+        (false, _) => (BAD, [bad, worse].concat().join(", ")),
+        (true, false) => (WORSE, worse.join(", ")),
+        (true, true) if status.frontend && status.mapped == 0 => {
+            (Style::new(), "waiting for the guest".to_owned())
+        }
+        (true, true) => (GOOD, "good".to_owned()),
+    }
 }
 
 /// The legs that a mirror goes without.
@@ -88,19 +102,7 @@ fn served(name: &str, status: &Status, out: &mut impl Write) -> io::Result<()> {
     let Status { size, window, frontend, layers, snapshots, mirrors, failures, .. } = status;
     let frontend = if *frontend { styled(GOOD, "connected") } else { "none".to_owned() };
     writeln!(out, "{name}: {}, {window}, frontend: {frontend}", ByteSize(*size))?;
-    match &status.placement {
-        None => {}
-        Some(Placement::Unknown) => {
-            writeln!(out, "window: no frontend has told of its guest's memory yet")?;
-        }
-        Some(Placement::Found) => {
-            writeln!(out, "window: {}", styled(GOOD, "found in the guest's memory"))?;
-        }
-        Some(Placement::Misplaced { reason }) => {
-            let misplaced = styled(BAD, format_args!("every flush fails: {reason}"));
-            writeln!(out, "window: {misplaced}")?;
-        }
-    }
+    guest(status, out)?;
     for (kind, all) in [("snapshot", snapshots), ("taken", layers)] {
         for Cow { name, chunk, used, capacity } in all {
             let (bytes, chunk) = (HumanBytes(used * chunk), ByteSize(*chunk));
@@ -139,6 +141,34 @@ fn served(name: &str, status: &Status, out: &mut impl Write) -> io::Result<()> {
         writeln!(out)?;
     }
     Ok(())
+}
+
+/// Whether the guest has its pages, and what else keeps it from going on.
+fn guest(status: &Status, out: &mut impl Write) -> io::Result<()> {
+    match &status.pages {
+        Some(Pages::Mapped) => writeln!(out, "pages: {}", styled(GOOD, "mapped"))?,
+        Some(Pages::Unmapped { reason, since_ms }) => {
+            let age = age(*since_ms);
+            let bad = format!("not mapped, every flush fails for {age}: {reason}");
+            writeln!(out, "pages: {}", styled(BAD, bad))?;
+        }
+        Some(Pages::Idle) if status.frontend => {
+            writeln!(out, "pages: not mapped, as the guest has not activated the device")?;
+        }
+        Some(Pages::Idle) | None => {}
+    }
+    if let Some(Waiting { requests, reason, since_ms, .. }) = &status.waiting {
+        let bad = format!("{requests} can't be answered for {}: {reason}", age(*since_ms));
+        writeln!(out, "requests: {}", styled(BAD, bad))?;
+    }
+    Ok(())
+}
+
+/// How long something has been so that began at `since_ms` of Unix time.
+fn age(since_ms: u64) -> HumanDuration {
+    let began = UNIX_EPOCH + Duration::from_millis(since_ms);
+    // A clock that was set back makes it nothing.
+    HumanDuration(SystemTime::now().duration_since(began).unwrap_or_default())
 }
 
 fn leg_style(state: &str) -> Style {

@@ -26,6 +26,7 @@ pub(super) fn render(devices: &[Report], own: Option<&Process>) -> String {
         })
         .collect();
     region(&mut text, &served);
+    waiting(&mut text, &served);
     let counted =
         served.iter().filter_map(|(name, status)| Some((*name, status.counters.as_ref()?)));
     flushes(&mut text, &counted.collect::<Vec<_>>());
@@ -89,6 +90,18 @@ fn region(text: &mut Exposition, served: &[Served<'_>]) {
     }
     let help = "Frontends that are connected now.";
     each(text, ("vhost_pmem_frontends", Gauge, help), served, |one| u8::from(one.frontend));
+}
+
+fn waiting(text: &mut Exposition, served: &[Served<'_>]) {
+    let help = "Requests that stay in the queue, by why the first of them can't be answered.";
+    let metric = text.metric("vhost_pmem_requests_waiting", Kind::Gauge, help);
+    for (device, status) in served {
+        for reason in ["unshared", "no_room", "queue"] {
+            let of = status.waiting.as_ref().filter(|waiting| waiting.cause == reason);
+            let labels: &Labels<'_> = &[("device", device), ("reason", reason)];
+            metric.sample(labels, of.map_or(0, |waiting| waiting.requests));
+        }
+    }
 }
 
 fn flushes(text: &mut Exposition, counted: &[(&str, &Counters)]) {

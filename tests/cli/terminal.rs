@@ -55,7 +55,9 @@ fn colours_are_for_a_terminal_that_wants_them() {
         assert_eq!(piped(&place, command).stdout, plain.as_bytes());
     }
     let list = piped(&place, "list --control @/control").stdout;
-    let expected = "NAME   SIZE  WINDOW  FRONTEND  STATE\nvm    1 MiB  direct  none      good\n";
+    let expected = "\
+        NAME   SIZE  WINDOW  FRONTEND  PAGES  STATE\n\
+        vm    1 MiB  direct  none      -      good\n";
     assert_eq!(String::from_utf8(list).unwrap(), expected);
 }
 

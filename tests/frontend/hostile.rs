@@ -262,6 +262,20 @@ fn ring_that_leaves_memory_keeps_no_thread_busy() {
 }
 
 #[test]
+fn ring_in_memory_that_is_not_shared_drops_the_frontend_and_says_why() {
+    let dir = tempfile::tempdir().unwrap();
+    let daemon = serve(&dir);
+    let mut vmm = Vmm::connect(daemon.socket(), Abilities::default());
+    vmm.prepare();
+    vmm.share_all_but(AVAIL..AVAIL + 0x1000);
+    assert!(start_queue(&mut vmm).is_err());
+    let line = daemon.wait_for_log("keeps its queue in memory that the VMM doesn't share").unwrap();
+    assert!(line.contains("ERROR") && line.contains("give share=on"), "{line}");
+    drop(vmm);
+    serves_the_next(daemon.socket());
+}
+
+#[test]
 fn request_that_can_not_be_answered_keeps_no_thread_busy() {
     for event_idx in [true, false] {
         let dir = tempfile::tempdir().unwrap();

@@ -70,7 +70,7 @@ pub(crate) struct Mapper {
     pub(crate) requests: Mutex<u64>,
     ram: Mutex<Option<File>>,
     /// A part of RAM that is not shared.
-    unshared: Mutex<Range<u64>>,
+    unshared: Mutex<Option<Range<u64>>>,
 }
 
 /// A piece of the shared memory region.
@@ -129,11 +129,9 @@ impl Mapper {
     fn share_memory(&self, frontend: &Frontend) {
         let ram = self.ram.lock().unwrap();
         let ram = ram.as_ref().unwrap();
-        let unshared = self.unshared.lock().unwrap().clone();
-        let shared = match unshared.is_empty() {
-            true => vec![RAM..RAM + RAM_SIZE],
-            false => vec![RAM..unshared.start, unshared.end..RAM + RAM_SIZE],
-        };
+        let end = RAM + RAM_SIZE;
+        let unshared = self.unshared.lock().unwrap().clone().unwrap_or(end..end);
+        let shared = [RAM..unshared.start, unshared.end..end];
         let shared = shared.into_iter().filter(|part| !part.is_empty());
         let mut table: Vec<_> = shared
             .map(|part| VhostUserMemoryRegionInfo {
@@ -295,13 +293,14 @@ impl Vmm {
 
     /// Shares all of RAM but this, as a VMM does where a memory backend has no `share=on`.
     pub(crate) fn share_all_but(&self, unshared: Range<u64>) {
-        *self.mapper.unshared.lock().unwrap() = unshared;
+        *self.mapper.unshared.lock().unwrap() = Some(unshared);
         self.share_memory();
     }
 
     /// Shares all of RAM.
     pub(crate) fn share_all(&self) {
-        self.share_all_but(0..0);
+        *self.mapper.unshared.lock().unwrap() = None;
+        self.share_memory();
     }
 
     /// Starts the queue at an available index.

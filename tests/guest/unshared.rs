@@ -57,7 +57,10 @@ fn flush_of_a_guest_whose_memory_is_not_all_shared_waits_and_says_why() {
     for word in ["ERROR", "its flushes wait", "give share=on to every memory backend of the VMM"] {
         assert!(line.contains(word), "{line}");
     }
-    println!("{}{}", ask("list"), ask("status"));
+    let (list, text) = (ask("list"), ask("status"));
+    assert!(list.trim_end().ends_with("flushes wait"), "{list}");
+    assert!(text.contains("\nrequests: 1 can't be answered for "), "{text}");
+    assert!(text.contains("; give share=on to every memory backend of the VMM"), "{text}");
     // Nothing more is answered, and nothing else was done.
     let status: serde_json::Value = serde_json::from_str(&ask("status --json")).unwrap();
     let outcome = vm.kill().unwrap();

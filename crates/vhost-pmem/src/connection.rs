@@ -27,10 +27,11 @@ use crate::device::Device;
 use crate::exit_event::ExitEvent;
 use crate::gpa::GpaWindow;
 use crate::guest_memory::GuestMemory;
-use crate::mapping::{MapState, Mapping};
+use crate::mapping::{MapError, MapState, Mapping};
 use crate::negotiation::{GPA_PROTOCOL_FEATURES, Negotiation, PROTOCOL_FEATURES, Refusal};
 use crate::poll::Polling;
 use crate::queue::{self, Batch};
+use crate::request::Unanswerable;
 use crate::vring::{LibraryMemory, Vring};
 
 /// Linux has at most one flush a device in flight since 2026, older kernels as many as the queue
@@ -111,6 +112,7 @@ impl Connection {
     /// A store is to go: takes its pages back from the guest.
     fn take_back(&self) {
         let kept = self.mapping.take_back();
+        self.device.health().unmapped(Arc::new(MapError::TakenBack));
         self.device.counters().set_mapped(0);
         if kept.is_empty() {
             warn!("a store was disabled; its pages were taken from the guest, whose flushes fail");
@@ -126,7 +128,7 @@ impl Connection {
         self.device.counters().set_mapped(0);
         self.wake();
         drop(self.device.quiesce());
-        self.device.set_waiting(None);
+        self.device.health().reset();
     }
 
     fn negotiation(&self) -> MutexGuard<'_, Negotiation> {
@@ -135,6 +137,7 @@ impl Connection {
 
     /// Says once a connection why its guest gets no pages.
     fn refuse(&self, refusal: Refusal) {
+        self.device.health().refused(refusal);
         let mut refused = self.refused.lock().unwrap_or_else(PoisonError::into_inner);
         if refused.replace(refusal) != Some(refusal) {
             warn!("no persistent memory for this guest: {refusal}");
@@ -161,6 +164,7 @@ impl Connection {
             Mapping::Kept => true,
             Mapping::Made(took) => {
                 let counters = self.device.counters();
+                self.device.health().accepted();
                 counters.activation(true);
                 counters.set_mapped(self.device.region().nr_pages().get());
                 // Whoever stopped it, or closed the connection, may have done so before.
@@ -177,6 +181,11 @@ impl Connection {
                         "every flush of this guest fails until it resets the device: its pages are not mapped",
                         &error,
                     );
+                    self.device.health().unmapped(Arc::new(error));
+                    // It may have been stopped before.
+                    if activation != self.mapping.activation() {
+                        self.device.health().reset();
+                    }
                 }
                 false
             }
@@ -197,6 +206,15 @@ impl Connection {
         // The connection may have been closed, and this been reset, before.
         if self.closed.load(Ordering::SeqCst) {
             self.device.set_waiting(None);
+        }
+    }
+
+    /// Tells the device that nothing in the queue can be answered, unless it was stopped.
+    fn set_unusable(&self, vring: &Vring) {
+        // A stop clears this once it has waited for what is under way.
+        let _answering = self.device.quiesce();
+        if queue::is_running(vring) && !self.closed.load(Ordering::SeqCst) {
+            self.device.health().set_waiting(Some((Unanswerable::Queue, 1)));
         }
     }
 
@@ -333,9 +351,12 @@ impl VhostUserBackend for Connection {
     fn acked_features(&self, features: u64) {
         let mut negotiation = self.negotiation();
         negotiation.set_guest_features(features);
-        let refusal = negotiation.is_driver_up().then(|| negotiation.refusal()).flatten();
+        if !negotiation.is_driver_up() {
+            return;
+        }
+        let refusal = negotiation.refusal();
         drop(negotiation);
-        refusal.into_iter().for_each(|refusal| self.refuse(refusal));
+        refusal.map_or_else(|| self.device.health().accepted(), |refusal| self.refuse(refusal));
     }
 
     fn protocol_features(&self) -> VhostUserProtocolFeatures {
@@ -407,6 +428,7 @@ impl VhostUserBackend for Connection {
             if let Err(error) = self.serve(vring) {
                 self.device.counters().queue_error();
                 self.device.warn_throttled("queue unusable", &error);
+                self.set_unusable(vring);
             }
         }
         if self.memory.table().is_broken() {

@@ -17,7 +17,7 @@ use vm_memory::GuestMemoryMmap;
 
 use crate::counters::{Counters, Counts};
 use crate::gpa::{GpaWindow, Placement};
-use crate::health::{Health, Waiting};
+use crate::health::{Health, Pages, Waiting};
 use crate::limit::Limit;
 use crate::request::{Request, Unanswerable};
 use crate::served::{self, Failure, Layer, LayerError, LiveLayers, Publication, ServeWindowError};
@@ -281,6 +281,21 @@ impl Device {
         &self.counters
     }
 
+    pub(crate) fn health(&self) -> &Health {
+        &self.health
+    }
+
+    /// Whether the guest has its pages, and why not.
+    pub fn pages(&self) -> Pages {
+        match self.placement() {
+            Some(Placement::Unknown) => Pages::Idle,
+            Some(Placement::Found) => Pages::Mapped,
+            Some(Placement::Misplaced(trouble)) => Pages::Unmapped(trouble),
+            None if self.counters.read().mapped_pages > 0 => Pages::Mapped,
+            None => self.health.trouble().map_or(Pages::Idle, Pages::Unmapped),
+        }
+    }
+
     /// The requests of the guest that wait, as they can't be answered.
     pub fn waiting(&self) -> Option<Waiting> {
         self.health.waiting()
@@ -375,8 +390,9 @@ impl Device {
     pub(crate) fn log_placement(&self, start: u64, placement: Placement) {
         match placement {
             Placement::Unknown => {}
-            Placement::Misplaced(cause) => {
-                self.warn_throttled("every flush fails: the guest doesn't have our pages", &cause);
+            Placement::Misplaced(trouble) => {
+                let cause = &trouble.reason;
+                self.warn_throttled("every flush fails: the guest doesn't have our pages", cause);
             }
             Placement::Found => {
                 if let Some(suppressed) = self.activations.admit() {

@@ -7,7 +7,6 @@
 //! Nobody but the VMM knows what it has mapped. What it tells us in its memory table is checked:
 //! until the window is there, whole, and made of our own files, no flush succeeds.
 
-use std::error::Error;
 use std::fmt;
 use std::io;
 use std::os::fd::AsFd;
@@ -21,6 +20,7 @@ use vm_memory::{
     Address, GuestAddress, GuestMemoryBackend, GuestMemoryMmap, GuestMemoryRegion, GuestRegionMmap,
 };
 
+use crate::health::Trouble;
 use crate::window::{InvalidWindow, extents};
 
 /// What Linux takes of a window's begin and end: a subsection, `SUBSECTION_SIZE` of its
@@ -139,8 +139,8 @@ pub enum Placement {
     Unknown,
     /// It is there, whole.
     Found,
-    /// It is not, and every flush fails. What is wrong, and what to do about it.
-    Misplaced(Arc<dyn Error + Send + Sync>),
+    /// It is not, and every flush fails.
+    Misplaced(Trouble),
 }
 
 /// The window of a connection's guest.
@@ -168,17 +168,19 @@ impl GpaWindow {
 
     /// The frontend has told of its memory.
     pub(crate) fn update(&self, region: &Region, memory: &GuestMemoryMmap) {
-        let placement = match find(region, self.start, memory) {
-            Ok(()) => Placement::Found,
-            Err(misplaced) => Placement::Misplaced(Arc::new(misplaced)),
-        };
+        let found = find(region, self.start, memory);
         let mut state = self.state();
+        let placement = match (found, &state.placement) {
+            (Ok(()), _) => Placement::Found,
+            (Err(misplaced), Placement::Misplaced(before)) => {
+                Placement::Misplaced(Trouble::new(Arc::new(misplaced), Some(before)))
+            }
+            (Err(misplaced), _) => Placement::Misplaced(Trouble::new(Arc::new(misplaced), None)),
+        };
         // A table that has changed elsewhere is no news.
         let is_same = match (&state.placement, &placement) {
             (Placement::Found, Placement::Found) => true,
-            (Placement::Misplaced(before), Placement::Misplaced(now)) => {
-                before.to_string() == now.to_string()
-            }
+            (Placement::Misplaced(before), Placement::Misplaced(now)) => before.since == now.since,
             _ => false,
         };
         let is_told = state.is_told && is_same;

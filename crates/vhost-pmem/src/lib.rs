@@ -80,7 +80,7 @@ mod window;
 pub use counters::{Counts, Histogram};
 pub use device::Device;
 pub use gpa::Placement;
-pub use health::Waiting;
+pub use health::{Pages, Trouble, Waiting};
 pub use host::{UnfitHost, check_host};
 pub use page_cache::{CachedPages, cached_pages};
 pub use request::Unanswerable;

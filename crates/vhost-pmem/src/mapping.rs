@@ -36,6 +36,9 @@ pub(crate) enum MapError {
     /// Their store is gone.
     #[error(transparent)]
     Disabled(#[from] StoreDisabled),
+    /// They were mapped.
+    #[error("a store was disabled, and its pages were taken from the guest")]
+    TakenBack,
 }
 
 /// How the mapping of an activation came to be.

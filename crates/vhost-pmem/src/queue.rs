@@ -66,7 +66,7 @@ pub(crate) fn take(vring: &Vring, memory: &GuestMemoryMmap) -> Result<Batch, Que
     // Consumed when they are answered.
     queue.set_next_avail(first);
     let taken = u16::try_from(batch.requests.len()).unwrap_or(size);
-    let left = seen.wrapping_sub(first).checked_sub(taken).unwrap_or_default();
+    let left = seen.wrapping_sub(first).saturating_sub(taken);
     if left > 0 && taken < size {
         // Without an obstacle the ring itself goes on where memory has ended.
         batch.obstacle.get_or_insert(Unanswerable::Unshared);

@@ -39,6 +39,9 @@ pub enum Unanswerable {
     /// Its driver left no room for a status.
     #[error("the guest's driver left no room for a status")]
     NoRoom,
+    /// The queue itself is of no use.
+    #[error("the guest's queue is unusable")]
+    Queue,
 }
 
 impl Unanswerable {
@@ -48,7 +51,9 @@ impl Unanswerable {
             Self::Unshared => {
                 "give share=on to every memory backend of the VMM, then restart the guest"
             }
-            Self::NoRoom => "restart the guest, with another driver if this happens again",
+            Self::NoRoom | Self::Queue => {
+                "restart the guest, with another driver if this happens again"
+            }
         }
     }
 }
@@ -119,6 +124,9 @@ impl Request {
     }
 }
 
+/// How many bytes a descriptor has (virtio 2.7.5).
+const DESCRIPTOR_LEN: u32 = 16;
+
 /// Why a chain can't be read to its end.
 #[derive(Debug, Clone, Copy)]
 enum Broken {
@@ -152,8 +160,10 @@ impl<'a, M: GuestMemory> Chain<'a, M> {
             return Err(Broken::Endless);
         }
         self.left -= 1;
-        let size = size_of::<Descriptor>() as u64;
-        let address = self.table.checked_add(u64::from(index) * size).ok_or(Broken::Unshared)?;
+        let address = self
+            .table
+            .checked_add(u64::from(index) * u64::from(DESCRIPTOR_LEN))
+            .ok_or(Broken::Unshared)?;
         let descriptor: Descriptor = self.memory.read_obj(address).or(Err(Broken::Unshared))?;
         if descriptor.refers_to_indirect_table() {
             self.enter(descriptor)?;
@@ -167,9 +177,8 @@ impl<'a, M: GuestMemory> Chain<'a, M> {
 
     /// Goes on in an indirect table, of whole descriptors, from which none leads on (virtio 2.7.5.3).
     fn enter(&mut self, table: Descriptor) -> Result<(), Broken> {
-        let size = size_of::<Descriptor>() as u32;
-        let count = u16::try_from(table.len() / size).or(Err(Broken::Endless))?;
-        if self.is_indirect || table.len() % size != 0 {
+        let count = u16::try_from(table.len() / DESCRIPTOR_LEN).or(Err(Broken::Endless))?;
+        if self.is_indirect || table.len() % DESCRIPTOR_LEN != 0 {
             return Err(Broken::Endless);
         }
         (self.table, self.size, self.left, self.is_indirect) = (table.addr(), count, count, true);

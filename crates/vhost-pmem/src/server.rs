@@ -6,14 +6,15 @@ use std::os::unix::net::UnixListener;
 use std::sync::Arc;
 
 use thiserror::Error;
-use tracing::{info, warn};
+use tracing::{error, info, warn};
 use vhost::vhost_user::{Error as VhostUserError, Listener};
-use vhost_user_backend::{Error as DaemonError, VhostUserDaemon};
+use vhost_user_backend::{Error as DaemonError, VhostUserDaemon, VhostUserHandlerError};
 use vm_memory::{GuestMemoryAtomic, GuestMemoryMmap};
 use vmm_sys_util::epoll::EventSet;
 
 use crate::connection::{Connection, REVOKED};
 use crate::device::Device;
+use crate::request::Unanswerable;
 
 /// Why no further frontend can be served.
 #[derive(Debug, Error)]
@@ -25,6 +26,16 @@ pub enum ServeError {
     /// The listening socket failed.
     #[error("cannot accept a frontend's connection: {0}")]
     Accept(String),
+}
+
+/// Whether a frontend has set up a ring that is in none of the memory that it told of. QEMU does so
+/// without a word where a backend of the guest's RAM has no `share=on`.
+fn is_ring_unshared(error: &DaemonError) -> bool {
+    let DaemonError::HandleRequest(VhostUserError::ReqHandlerError(error)) = error else {
+        return false;
+    };
+    let cause = error.get_ref().and_then(|cause| cause.downcast_ref::<VhostUserHandlerError>());
+    matches!(cause, Some(VhostUserHandlerError::MissingMemoryMapping))
 }
 
 impl Device {
@@ -56,12 +67,17 @@ impl Device {
         connection.close();
         self.write_back();
         self.counters().set_mapped(0);
-        self.set_waiting(None);
+        self.health().accepted();
+        self.health().reset();
         self.frontend_went();
         match left {
             Ok(()) | Err(DaemonError::HandleRequest(VhostUserError::Disconnected)) => {
                 info!("frontend left");
             }
+            Err(error) if is_ring_unshared(&error) => error!(
+                hint = Unanswerable::Unshared.hint(),
+                "frontend dropped: the guest keeps its queue in memory that the VMM doesn't share"
+            ),
             Err(error) => warn!(%error, "frontend dropped: it broke the protocol"),
         }
         Ok(())

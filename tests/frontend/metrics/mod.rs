@@ -5,6 +5,7 @@
 
 mod documents;
 mod fleet;
+mod guest;
 mod http;
 mod placement;
 pub(crate) mod scrape;
@@ -76,6 +77,13 @@ impl Place {
     }
 }
 
+/// What a command shows to people.
+fn shown(place: &Place, command: &str) -> String {
+    let mut ask = Command::new(DAEMON);
+    ask.args([command, "--control"]).arg(place.path("control"));
+    String::from_utf8(ask.output().unwrap().stdout).unwrap()
+}
+
 /// All devices' status.
 pub(crate) fn status(control: &Path) -> Value {
     let mut command = Command::new(DAEMON);
@@ -122,6 +130,12 @@ fn assert_same(status: &Value, metrics: &Metrics) {
     for (reason, at) in [("malformed", "malformed"), ("unknown_type", "unknown")] {
         let sample = format!("vhost_pmem_requests_refused_total{{{labels},reason=\"{reason}\"}}");
         assert_eq!(metrics.value(&sample), figure(&format!("/counters/refused/{at}")), "{sample}");
+    }
+    for reason in ["unshared", "no_room", "queue"] {
+        let sample = format!("vhost_pmem_requests_waiting{{{labels},reason=\"{reason}\"}}");
+        let is_it = status["waiting"]["cause"] == reason;
+        let waiting = if is_it { figure("/waiting/requests") } else { 0.0 };
+        assert_eq!(metrics.value(&sample), waiting, "{sample}");
     }
     for (name, at, unit) in [
         ("vhost_pmem_batch_requests", "batches", 1.0),

@@ -3,19 +3,11 @@
 //! Whether a window in guest memory is there, as `status`, `list` and the metrics tell it.
 
 use std::ffi::OsStr;
-use std::process::Command;
 
 use serde_json::{Value, json};
 
-use super::{DAEMON, Place, assert_same};
+use super::{Place, assert_same, shown};
 use crate::gpa::{SIZE, Vmm, open, window};
-
-/// What a command shows to people.
-fn shown(place: &Place, command: &str) -> String {
-    let mut ask = Command::new(DAEMON);
-    ask.args([command, "--control"]).arg(place.path("control"));
-    String::from_utf8(ask.output().unwrap().stdout).unwrap()
-}
 
 /// The placement and what is mapped, once a frontend is connected or none is, as all say who tell of
 /// it.
@@ -25,13 +17,15 @@ fn told(place: &Place, frontend: bool) -> (Value, Value) {
     let placement = status["placement"].clone();
     let text = shown(place, "status");
     let expected = match placement["state"].as_str().unwrap() {
-        "unknown" => "window: no frontend has told of its guest's memory yet\n".to_owned(),
-        "found" => "window: found in the guest's memory\n".to_owned(),
-        _ => format!("window: every flush fails: {}\n", placement["reason"].as_str().unwrap()),
+        "unknown" if frontend => "pages: not mapped, as the guest has not activated".to_owned(),
+        "unknown" => "frontend: none".to_owned(),
+        "found" => "pages: mapped\n".to_owned(),
+        _ => format!(": {}\n", placement["reason"].as_str().unwrap()),
     };
     assert!(text.contains(&expected), "{expected:?} is missing in:\n{text}");
-    let is_bad = shown(place, "list").contains("window misplaced");
-    assert_eq!(is_bad, placement["state"] == "misplaced");
+    let is_bad = placement["state"] == "misplaced";
+    assert_eq!(text.contains("pages: not mapped, every flush fails for "), is_bad, "{text}");
+    assert_eq!(shown(place, "list").contains("every flush fails"), is_bad);
     (placement, status["mapped"].clone())
 }
 

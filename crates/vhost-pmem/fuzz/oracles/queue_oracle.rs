@@ -104,6 +104,10 @@ fn bytes(memory: &GuestMemoryMmap) -> Memory {
     all
 }
 
+/// The descriptors of a chain, each as address, length, and whether it is writable; and whether the
+/// chain has an end.
+type Chain = (Vec<(u64, u32, bool)>, bool);
+
 /// A request as the model reads it.
 #[derive(Debug)]
 struct Expected {
@@ -207,7 +211,7 @@ impl Model {
             in_order &= is_write || !seen_writable;
             let places = if is_write { &mut writable } else { &mut readable };
             // The first four count. Past the last address there is no memory.
-            let place = |offset: u32| address.checked_add(offset.into()).unwrap_or(u64::MAX);
+            let place = |offset: u32| address.saturating_add(offset.into());
             places.extend((0..len.min(4)).map(place));
         }
         let is_memory = |places: &[u64]| places.iter().all(|at| self.byte(*at).is_some());
@@ -223,9 +227,8 @@ impl Model {
         Ok(Expected { head, number, status })
     }
 
-    /// The descriptors of a chain (2.7.5), and whether it has an end; where one isn't in memory,
-    /// nothing is known of it.
-    fn chain(&self, head: u16) -> Result<(Vec<(u64, u32, bool)>, bool), Unanswerable> {
+    /// Reads a chain (2.7.5). Where a descriptor isn't in memory, nothing is known of it.
+    fn chain(&self, head: u16) -> Result<Chain, Unanswerable> {
         let mut descriptors = Vec::new();
         let (mut table, mut count, mut index) = (DESC, self.size, head);
         let mut left = count;
