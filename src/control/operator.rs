@@ -200,7 +200,7 @@ impl Operator {
     fn failures(&self) -> Vec<protocol::Failure> {
         let stores = self.stores.iter().filter_map(|pagemap| Failure::of(pagemap));
         let all = stores.chain(self.device.failures());
-        all.map(|Failure { store, reason }| protocol::Failure { store, reason }).collect()
+        all.map(Into::into).collect()
     }
 
     fn status(&self) -> Status {
@@ -270,6 +270,12 @@ impl From<Placement> for protocol::Placement {
                 Self::Misplaced { reason: in_a_line(&*trouble.reason) }
             }
         }
+    }
+}
+
+impl From<Failure> for protocol::Failure {
+    fn from(Failure { store, reason, since }: Failure) -> Self {
+        Self { store, reason, since_ms: Some(unix_ms(since)) }
     }
 }
 

@@ -183,6 +183,9 @@ pub(crate) struct Failure {
     pub(crate) store: String,
     /// What the system said.
     pub(crate) reason: String,
+    /// When that was, in milliseconds of Unix time.
+    #[serde(default)]
+    pub(crate) since_ms: Option<u64>,
 }
 
 /// How full a snapshot's COW store is.

@@ -121,8 +121,9 @@ fn served(name: &str, status: &Status, out: &mut impl Write) -> io::Result<()> {
         let (stale, regions) = (mirror.stale, mirror.regions);
         writeln!(out, "mirror {name}: legs {legs}, {stale} of {regions} regions to be copied")?;
     }
-    for Failure { store, reason } in failures {
-        writeln!(out, "{store}: {}", styled(BAD, format_args!("failed a sync ({reason})")))?;
+    for Failure { store, reason, since_ms } in failures {
+        let when = since_ms.map_or_else(String::new, |since| format!(" {} ago", age(since)));
+        writeln!(out, "{store}: {}", styled(BAD, format!("failed a sync{when} ({reason})")))?;
     }
     for Cache { store, cached, dirty, .. } in &status.caches {
         let [cached, dirty] = [cached, dirty].map(|bytes| HumanBytes(*bytes));

@@ -5,7 +5,7 @@
 use std::fmt;
 use std::io;
 use std::sync::{Arc, Mutex, Weak};
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
 use crate::bio::{BioError, BioVec, Buffer};
 use crate::claim::Claims;
@@ -26,6 +26,8 @@ pub struct Pagemap {
     store: Box<dyn Store>,
     /// Leases and I/O under way.
     usage: Usage,
+    /// When the last sync failed that was tried.
+    failed_at: Mutex<Option<SystemTime>>,
     revokers: Revokers,
     claims: Claims,
     /// Held while syncing: of two syncs at once the kernel reports a failed write to one only, and
@@ -58,6 +60,7 @@ impl Pagemap {
             pfns,
             store,
             usage: Usage::default(),
+            failed_at: Mutex::default(),
             revokers: Revokers::default(),
             claims: Claims::default(),
             synced: Mutex::default(),
@@ -150,6 +153,7 @@ impl Pagemap {
             return Ok(());
         }
         self.store.persist().map_err(|error| {
+            *lock(&self.failed_at) = Some(SystemTime::now());
             let source = Arc::new(error);
             synced.failed = Some(Arc::clone(&source));
             PersistError::Sync { store: store(), source }
@@ -161,6 +165,11 @@ impl Pagemap {
     /// Why a sync failed, if one did.
     pub fn failure(&self) -> Option<Arc<io::Error>> {
         lock(&self.synced).failed.clone()
+    }
+
+    /// When that sync failed.
+    pub fn failed_at(&self) -> Option<SystemTime> {
+        self.failure().and(*lock(&self.failed_at))
     }
 
     /// Takes a failure back, if a sync succeeds now: for an operator, who knows that what was written
@@ -258,6 +267,23 @@ mod tests {
         // The store would succeed now; the pagemap doesn't ask it any more.
         assert!(matches!(pagemap.persist(), Err(PersistError::Failed { .. })));
         assert_eq!(control.syncs(), 2);
+    }
+
+    #[test]
+    fn failure_is_told_with_its_time_until_it_is_cleared() {
+        let (store, control) = faulty_store("leg", 4);
+        let mut space = crate::PfnSpace::new();
+        let pagemap = space.add(store).unwrap();
+        assert_eq!(pagemap.failed_at(), None);
+        let before = SystemTime::now();
+        control.fail_next();
+        pagemap.persist().unwrap_err();
+        let failed_at = pagemap.failed_at().unwrap();
+        assert!((before..=SystemTime::now()).contains(&failed_at));
+        pagemap.persist().unwrap_err();
+        assert_eq!(pagemap.failed_at(), Some(failed_at));
+        assert!(pagemap.clear_failure().unwrap());
+        assert_eq!(pagemap.failed_at(), None);
     }
 
     #[test]

@@ -40,7 +40,8 @@ fn expect(text: &str, before: &str, after: &str) {
     assert!(rest.contains(after), "{after:?} is missing in {line}");
 }
 
-fn is_recent(since_ms: &Value) -> bool {
+/// Whether a time of a status is one of this test's.
+pub(super) fn is_recent(since_ms: &Value) -> bool {
     let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap().as_millis();
     let since = since_ms.as_u64().unwrap().into();
     (now - 600_000..=now).contains(&since)

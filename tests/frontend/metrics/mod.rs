@@ -285,6 +285,7 @@ fn what_was_done_is_told_figure_by_figure() {
     assert_eq!(counters["flushes"], serde_json::json!({"done": 43, "failed": 3, "unmapped": 2}));
     assert_eq!((&counters["sync_errors"], syncs(counters)), (&1.into(), 7));
     assert_eq!(status["failures"].as_array().unwrap().len(), 1);
+    assert!(guest::is_recent(&status["failures"][0]["since_ms"]), "{status:#}");
     drop(vmm);
     let (status, metrics) = place.both_when(|status| status["frontend"] == false);
     assert_same(&status, &metrics);

@@ -12,6 +12,7 @@
 use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
+use std::time::SystemTime;
 
 use pfn_blk::{
     Access, BioError, FileStore, InvalidPages, InvalidSnapshot, InvalidStore, NrPages, Pagemap,
@@ -86,13 +87,16 @@ pub struct Failure {
     pub store: String,
     /// What the system said.
     pub reason: String,
+    /// When that was.
+    pub since: SystemTime,
 }
 
 impl Failure {
     /// The failure of `pagemap`'s store, if it has failed.
     pub fn of(pagemap: &Pagemap) -> Option<Self> {
         let reason = pagemap.failure()?.to_string();
-        Some(Self { store: pagemap.store().name().to_owned(), reason })
+        let since = pagemap.failed_at()?;
+        Some(Self { store: pagemap.store().name().to_owned(), reason, since })
     }
 }
 

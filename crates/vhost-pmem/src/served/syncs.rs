@@ -12,7 +12,7 @@
 use std::error::Error;
 use std::io;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::time::Instant;
+use std::time::{Instant, SystemTime};
 
 use pfn_blk::PersistError;
 use tracing::error;
@@ -30,6 +30,7 @@ pub(super) struct Syncs {
 
 /// The first failure.
 struct Failed {
+    since: SystemTime,
     cause: Arc<io::Error>,
     /// Whether a sync has failed because of it: the first one counts as a sync error.
     is_told: bool,
@@ -62,7 +63,7 @@ impl Syncs {
         let is_first = failed.is_none();
         if is_first {
             let cause = Arc::new(io::Error::other(chain(cause)));
-            *failed = Some(Failed { cause, is_told });
+            *failed = Some(Failed { since: SystemTime::now(), cause, is_told });
         }
         is_first
     }
@@ -94,7 +95,7 @@ impl Syncs {
     /// Why a sync must fail.
     fn refusal(&self) -> Option<PersistError> {
         let mut failed = self.failed();
-        let Failed { cause, is_told } = failed.as_mut()?;
+        let Failed { cause, is_told, .. } = failed.as_mut()?;
         let (store, source) = (NAME.to_owned(), Arc::clone(cause));
         Some(match std::mem::replace(is_told, true) {
             true => PersistError::Failed { store, source },
@@ -105,8 +106,8 @@ impl Syncs {
     /// What failed, if anything did.
     pub(super) fn failure(&self) -> Option<Failure> {
         let failed = self.failed();
-        let reason = failed.as_ref()?.cause.to_string();
-        Some(Failure { store: NAME.to_owned(), reason })
+        let Failed { since, cause, .. } = failed.as_ref()?;
+        Some(Failure { store: NAME.to_owned(), reason: cause.to_string(), since: *since })
     }
 
     /// Forgets what failed. Whether anything had.
