@@ -7,15 +7,19 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use anyhow::{Chain, Context, anyhow, bail};
-use pfn_blk::table::{self, Line, OpenMirror, OpenTable, Position};
+use pfn_blk::table::{
+    self, Line, OpenMirror, OpenTable, OpenTableError, OpenTableErrorKind, Position,
+};
 use pfn_blk::{
-    Access, FileStore, InvalidPages, InvalidStore, MemoryStore, NrPages, Pagemap, Region, Sizing,
-    Snapshot, SnapshotUsage, Store, StoreSet, Target,
+    Access, FileStore, InvalidPages, InvalidSnapshot, InvalidStore, MarkedStore, MemoryStore,
+    NrPages, Origins, Pagemap, Region, Sizing, Snapshot, SnapshotUsage, Store, StoreSet, Target,
+    origin_mark,
 };
 use tracing::info;
 use vhost_pmem::{Device, InvalidWindow, LAYER_CHUNK, Window, check_size};
 
 use crate::cli::{BackingArgs, WindowArg};
+use crate::marks::Changes;
 use crate::size::ByteSize;
 
 /// What is to be served.
@@ -35,6 +39,11 @@ pub(crate) fn overlay_chunk() -> NrPages {
     NrPages::try_new(LAYER_CHUNK).expect("a few pages")
 }
 
+/// The files that overlays are used over.
+pub(crate) fn origins(accept_base: bool) -> Origins {
+    if accept_base { Origins::Any } else { Origins::Same }
+}
+
 /// Whether what the user asked for may take a served window.
 pub(crate) fn may_be_served(args: &BackingArgs) -> bool {
     if args.publish.is_some() {
@@ -52,7 +61,7 @@ pub(crate) fn may_be_served(args: &BackingArgs) -> bool {
 pub(crate) fn open(args: &BackingArgs) -> anyhow::Result<Backing> {
     let backing = match (&args.file, &args.table) {
         (Some(path), _) => open_alone(path, args)?,
-        (None, Some(path)) => open_table(path)?.backing,
+        (None, Some(path)) => open_table(path, origins(args.accept_base))?.backing,
         (None, None) => return Err(anyhow!("nothing to serve: give --file or --table")),
     };
     pfn_blk::leave_mirrors(&backing.stores)
@@ -75,7 +84,9 @@ fn prefetch(store: &dyn Store) -> anyhow::Result<()> {
 fn open_alone(path: &Path, args: &BackingArgs) -> anyhow::Result<Backing> {
     let context = || format!("cannot serve {}", path.display());
     let mut set = StoreSet::default();
-    let overlay = args.overlay.as_ref().map(|overlay| open_overlay(&mut set, path, overlay));
+    let origins = origins(args.accept_base);
+    let overlay = args.overlay.as_ref();
+    let overlay = overlay.map(|overlay| open_overlay(&mut set, origins, path, overlay));
     let overlay = overlay.transpose().with_context(context)?;
     let target: Arc<dyn Target> = match &overlay {
         Some(snapshot) => Arc::clone(snapshot) as _,
@@ -88,8 +99,13 @@ fn open_alone(path: &Path, args: &BackingArgs) -> anyhow::Result<Backing> {
 }
 
 /// What is kept in an overlay over a file that is only read.
-fn open_overlay(set: &mut StoreSet, base: &Path, overlay: &Path) -> anyhow::Result<Arc<Snapshot>> {
-    let base = set.open(base, Access::ReadOnly)?;
+fn open_overlay(
+    set: &mut StoreSet,
+    origins: Origins,
+    path: &Path,
+    overlay: &Path,
+) -> anyhow::Result<Arc<Snapshot>> {
+    let base = set.open(path, Access::ReadOnly)?;
     let size = base.nr_pages();
     let chunk = overlay_chunk();
     let ample = Snapshot::ample_cow(size, chunk)?;
@@ -99,14 +115,58 @@ fn open_overlay(set: &mut StoreSet, base: &Path, overlay: &Path) -> anyhow::Resu
     } else if overlay.exists() && !is_empty_file(overlay) {
         set.open(overlay, Access::ReadWrite).with_context(context)?
     } else {
-        let (store, _) = FileStore::open_sized(overlay, ample).with_context(context)?;
+        if origins == Origins::Same {
+            check_unmarked(path, &base).with_context(context)?;
+        }
+        let (store, _) = FileStore::open_new(overlay, ample).with_context(context)?;
         info!(path = %overlay.display(), size = %ByteSize(ample.bytes()), "overlay created, sparse");
         set.add(store).with_context(context)?
     };
-    let snapshot = Snapshot::open(base, cow, chunk, size).with_context(context)?;
+    let snapshot = Snapshot::open_over(origins, base, cow, chunk, size)
+        .map_err(explain_overlay)
+        .with_context(context)?;
     let SnapshotUsage { used, capacity, .. } = snapshot.usage();
     info!(path = %overlay.display(), used, capacity, "overlay opened; its chunks in use");
     Ok(Arc::new(snapshot))
+}
+
+/// That there are no changes to a base somewhere else, before an overlay is made over it.
+fn check_unmarked(path: &Path, base: &Pagemap) -> anyhow::Result<()> {
+    match origin_mark(base.store().fd())? {
+        Some(mark) => {
+            let marked = MarkedStore { store: path.display().to_string(), mark };
+            Err(explain_overlay(InvalidSnapshot::Marked(marked)))
+        }
+        None => Ok(()),
+    }
+}
+
+/// Adds to a refusal of an overlay what the user can do about it.
+pub(crate) fn explain_overlay(error: InvalidSnapshot) -> anyhow::Error {
+    let mend = mend_overlay(&error);
+    anyhow!("{:#}{mend}", anyhow!(error))
+}
+
+fn mend_overlay(error: &InvalidSnapshot) -> String {
+    match error {
+        InvalidSnapshot::Base(_) => {
+            "; bring it back as it was, or, if it is right as it is, give --accept-base".to_owned()
+        }
+        InvalidSnapshot::Marked(MarkedStore { store, mark }) => format!(
+            "{}; to keep an overlay over the state of the snapshot, give --accept-base",
+            Changes::of(mark).advice(Path::new(store))
+        ),
+        _ => String::new(),
+    }
+}
+
+/// The same for a table.
+fn explain_table(error: &OpenTableError) -> anyhow::Error {
+    let mend = match &error.kind {
+        OpenTableErrorKind::Snapshot(error) => mend_overlay(error),
+        _ => String::new(),
+    };
+    anyhow!("{error}{mend}")
 }
 
 /// Whether a file is one that was made and not yet given a size, as a power cut may leave it.
@@ -119,11 +179,13 @@ fn open_file(path: &Path, args: &BackingArgs) -> anyhow::Result<FileStore> {
     let Some(size) = args.size else {
         return FileStore::open(path, Access::ReadWrite).map_err(|error| {
             let mend = match &error {
-                InvalidStore::Missing => "; give --size SIZE to create it",
-                InvalidStore::Size(InvalidPages::Empty) => "; give --size SIZE to grow it",
-                InvalidStore::Size(_) => "; give --size SIZE to grow it to whole pages",
-                InvalidStore::Origin { .. } => "; serve it with that as its --overlay, or merge",
-                _ => "",
+                InvalidStore::Missing => "; give --size SIZE to create it".to_owned(),
+                InvalidStore::Size(InvalidPages::Empty) => {
+                    "; give --size SIZE to grow it".to_owned()
+                }
+                InvalidStore::Size(_) => "; give --size SIZE to grow it to whole pages".to_owned(),
+                InvalidStore::Origin(mark) => Changes::of(mark).advice(path),
+                _ => String::new(),
             };
             anyhow!("{:#}{mend}", anyhow!(error).context(format!("cannot serve {shown}")))
         });
@@ -153,11 +215,12 @@ pub(crate) struct OpenedTable {
 }
 
 /// Opens a table and all that it names.
-pub(crate) fn open_table(path: &Path) -> anyhow::Result<OpenedTable> {
+pub(crate) fn open_table(path: &Path, origins: Origins) -> anyhow::Result<OpenedTable> {
     let open = || {
         let lines = table::parse(&std::fs::read_to_string(path)?)?;
-        let mut set = StoreSet::default();
-        let OpenTable { table, mirrors, snapshots } = set.open_table(&lines)?;
+        let mut set = StoreSet::with_origins(origins);
+        let OpenTable { table, mirrors, snapshots } =
+            set.open_table(&lines).map_err(|error| explain_table(&error))?;
         let region = Region::try_new(Arc::new(table))?;
         let stores = set.stores().map(Arc::clone).collect();
         let backing = Backing { region, stores, mirrors, snapshots, overlay: None };

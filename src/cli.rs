@@ -158,6 +158,13 @@ pub(crate) enum Command {
         #[command(flatten)]
         control: ControlArgs,
     },
+    /// Make a file one of its own that a snapshot was taken of, or that is a copy of one, while no
+    /// daemon serves it: remove all that says that it belongs to others. What was written since the
+    /// snapshot is given up
+    Unmark {
+        /// The file
+        file: PathBuf,
+    },
     /// Bring up the legs of mirrors that failed, were missing or may differ, while the guest runs. A
     /// leg whose path names another file by now is replaced by that file
     Resync {
@@ -209,6 +216,10 @@ pub(crate) struct MergeArgs {
     /// The overlay
     #[arg(long, value_name = "PATH", requires = "file")]
     pub(crate) overlay: Option<PathBuf>,
+
+    /// Merge into the file as it is now, though it isn't what the overlay was made for
+    #[arg(long, requires = "file")]
+    pub(crate) accept_base: bool,
 }
 
 #[derive(Debug, Args)]
@@ -282,6 +293,11 @@ pub(crate) struct BackingArgs {
     /// Only read the file: what the guest writes to it fails at its next flush
     #[arg(long, requires = "file", conflicts_with_all = ["size", "overlay", "table"])]
     pub(crate) read_only: bool,
+
+    /// Use an overlay, or a table's snapshots, over files that are not, or not any more, what they were
+    /// made for; that is what they are for from then on
+    #[arg(long)]
+    pub(crate) accept_base: bool,
 
     /// Serve what this table describes, in dmsetup's grammar, one target a line, such as
     /// "0 524288 linear PATH 0", in 512-byte sectors; "vhost-pmemd check" tells whether it can be served

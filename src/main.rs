@@ -12,6 +12,7 @@ mod control;
 mod fleet;
 mod janitor;
 mod log;
+mod marks;
 mod merge;
 mod metrics;
 mod progress;
@@ -94,9 +95,10 @@ fn operate(command: &Command) -> anyhow::Result<()> {
     let (control, request) = match command {
         Command::Check { table, window } => return check::run(table, (*window).into(), out),
         Command::Merge {
-            at: MergeArgs { file: Some(file), overlay: Some(overlay), .. }, ..
+            at: MergeArgs { file: Some(file), overlay: Some(overlay), accept_base, .. },
+            ..
         } => {
-            return merge::run(file, overlay, out);
+            return merge::run(file, overlay, backing::origins(*accept_base), out);
         }
         Command::Merge { at: MergeArgs { control: Some(control), device, .. }, json } => {
             let (control, device) = (control.clone(), device.clone());
@@ -107,6 +109,7 @@ fn operate(command: &Command) -> anyhow::Result<()> {
             );
         }
         Command::Merge { .. } => bail!("give --control, or --file and --overlay"),
+        Command::Unmark { file } => return marks::unmark(file, out),
         Command::List { control } => return control::list(control, out),
         Command::Status { control } => (control, Request::Status),
         Command::Snapshot { control, cow } => {

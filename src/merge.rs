@@ -7,28 +7,35 @@ use std::io::Write;
 use std::path::Path;
 
 use anyhow::{Context, bail};
-use pfn_blk::{Access, FileStore, PfnSpace, Snapshot, Store, Target, origin_mark, unmark_origin};
+use pfn_blk::{
+    Access, FileStore, OriginMark, Origins, PfnSpace, Snapshot, Store, Target, origin_mark,
+    unmark_origin,
+};
 
-use crate::backing::overlay_chunk;
+use crate::backing::{explain_overlay, overlay_chunk};
+use crate::marks::{Changes, is_kept_in};
 use crate::progress::{Progress, Unit};
 use crate::size::ByteSize;
 
 /// Writes what `overlay` has changed of `base` to the base, and removes the overlay.
-pub(crate) fn run(base: &Path, overlay: &Path, out: &mut impl Write) -> anyhow::Result<()> {
+pub(crate) fn run(
+    base: &Path,
+    overlay: &Path,
+    origins: Origins,
+    out: &mut impl Write,
+) -> anyhow::Result<()> {
     let merge = || {
         let store = FileStore::open_origin(base).context("the base")?;
-        let marked = origin_mark(store.fd())?;
-        let file = store.fd().try_clone_to_owned()?;
-        if let Some(cow) =
-            marked.filter(|cow| *cow != std::path::absolute(overlay).unwrap_or_default())
-        {
-            bail!("the changes since its snapshot are in {}", cow.display());
+        if let Some(mark) = origin_mark(store.fd())? {
+            check_mark(base, &mark, overlay)?;
         }
+        let file = store.fd().try_clone_to_owned()?;
         let changes = FileStore::open(overlay, Access::ReadWrite).context("the overlay")?;
         let mut space = PfnSpace::new();
         let (origin, cow) = (space.add(Box::new(store))?, space.add(Box::new(changes))?);
         let (size, chunk) = (origin.nr_pages(), overlay_chunk());
-        let snapshot = Snapshot::open(origin, cow, chunk, size)?;
+        let snapshot =
+            Snapshot::open_over(origins, origin, cow, chunk, size).map_err(explain_overlay)?;
         let mut progress = Progress::begin("merging", Unit::Bytes);
         let mut chunks = 0;
         loop {
@@ -48,4 +55,16 @@ pub(crate) fn run(base: &Path, overlay: &Path, out: &mut impl Write) -> anyhow::
     let bytes = merge().with_context(context)?;
     writeln!(out, "merged {}; the overlay is removed", ByteSize(bytes))?;
     Ok(())
+}
+
+/// That the changes to a base which its mark tells of are those in `overlay`.
+fn check_mark(base: &Path, mark: &OriginMark, overlay: &Path) -> anyhow::Result<()> {
+    let advice = match Changes::of(mark) {
+        // Of another file: merged here they would be missing there.
+        Changes::Anothers => Changes::Anothers.advice(base),
+        _ if is_kept_in(mark, overlay) => return Ok(()),
+        Changes::Here => String::new(),
+        lost => lost.advice(base),
+    };
+    bail!("the changes since its snapshot are in {}{advice}", mark.cow.display())
 }

@@ -13,8 +13,8 @@ use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 use anyhow::{Chain, Context, anyhow, bail};
 use pfn_blk::table::OpenMirror;
 use pfn_blk::{
-    Access, FileStore, InvalidStore, LegState, MirrorStatus, NrPages, PAGE_SIZE, Pagemap, Sizing,
-    Snapshot, SnapshotUsage, mark_origin, unmark_origin,
+    Access, FileStore, Id, InvalidStore, LegState, MirrorStatus, NrPages, PAGE_SIZE, Pagemap,
+    PfnSpace, Sizing, Snapshot, SnapshotUsage, mark_origin, unmark_origin,
 };
 use rustix::io::Errno;
 use tracing::{info, warn};
@@ -92,18 +92,31 @@ impl Operator {
         let origins = self.origins()?;
         let ample = Snapshot::ample_cow(self.size, overlay_chunk())?;
         // Durable before a mark names it: whoever finds the mark after a power cut finds it, too.
-        let opened = FileStore::open_new(cow, ample);
-        let (_, sizing) = opened.map_err(|error| self.explain(error))?;
-        let taken = self.take_marked(&origins, cow);
+        let opened = match FileStore::open_new(cow, ample) {
+            // As an attempt leaves it in whose midst the power was cut.
+            Err(InvalidStore::NotNew(bytes)) if bytes == ample.bytes() => {
+                FileStore::open(cow, Access::ReadWrite).map(|store| (store, Sizing::Kept))
+            }
+            opened => opened,
+        };
+        let (store, sizing) = opened.map_err(|error| self.explain(error))?;
+        let taken = self.make_cow(store).and_then(|id| self.take_marked(&origins, id, cow));
         if taken.is_err() {
             unmark(&origins);
             // The next attempt finds the file as this one did.
             let _ = match sizing {
                 Sizing::Created => fs::remove_file(cow),
-                _ => File::create(cow).map(drop),
+                Sizing::Grown(_) => File::create(cow).map(drop),
+                Sizing::Kept => Ok(()),
             };
         }
         taken
+    }
+
+    /// Makes a blank file a COW store, which the layer opens then. Returns its id.
+    fn make_cow(&self, store: FileStore) -> anyhow::Result<Id> {
+        let store = PfnSpace::new().add(Box::new(store))?;
+        Ok(Snapshot::make_cow(&*store, overlay_chunk(), self.size)?)
     }
 
     /// Adds to a refusal what the operator can do about it.
@@ -123,10 +136,10 @@ impl Operator {
     }
 
     /// Takes a snapshot, with all marked that must not be written from then on.
-    fn take_marked(&self, origins: &[OwnedFd], cow: &Path) -> anyhow::Result<()> {
+    fn take_marked(&self, origins: &[OwnedFd], id: Id, cow: &Path) -> anyhow::Result<()> {
         // Before anything is kept apart from them.
         for origin in origins {
-            match mark_origin(origin, cow) {
+            match mark_origin(origin, id, cow) {
                 Ok(()) => {}
                 Err(error) if cannot_be_marked(&error) => warn!(
                     cow = %cow.display(),

@@ -17,7 +17,7 @@ use crate::publish::Publisher;
 const SERVE: &str = "--publish @/window --file @/base --control @/control";
 
 /// A daemon that serves a base of four pages; none where there is no FUSE to be had.
-fn serve(place: &Place) -> Option<Publisher> {
+pub(crate) fn serve(place: &Place) -> Option<Publisher> {
     fs::write(place.path("base"), [1; 4 * 4096]).unwrap();
     Publisher::start(place, SERVE)
 }
@@ -32,14 +32,14 @@ pub(crate) fn ask(place: &Place, args: &str) -> String {
 }
 
 /// Writes a page through the window, durably.
-fn write(place: &Place, page: u64, byte: u8) {
+pub(crate) fn write(place: &Place, page: u64, byte: u8) {
     let window = File::options().write(true).open(place.path("window")).unwrap();
     window.write_all_at(&[byte; 4096], page * 4096).unwrap();
     window.sync_data().unwrap();
 }
 
 /// The first byte of each page.
-fn pages(place: &Place, name: &str) -> [u8; 4] {
+pub(crate) fn pages(place: &Place, name: &str) -> [u8; 4] {
     let bytes = fs::read(place.path(name)).unwrap();
     [0, 1, 2, 3].map(|page| bytes[page * 4096])
 }
@@ -98,9 +98,20 @@ fn snapshot_into_a_file_that_is_something_else_leaves_it_as_it_was() {
     );
     assert_eq!(fs::read(place.path("other")).unwrap(), other);
     assert!(!is_marked(&place));
-    // One that was made, and is empty, is as good as none.
-    fs::write(place.path("empty"), []).unwrap();
-    ask(&place, "snapshot @/empty");
+    // What an attempt has made that was cut short is as good as nothing.
+    let ample = (3 * 16384) as usize;
+    for (name, bytes) in [("empty", 0), ("blank", ample)] {
+        fs::write(place.path(name), vec![0; bytes]).unwrap();
+        ask(&place, &format!("snapshot @/{name}"));
+    }
+    write(&place, 1, 3);
+    let cow = fs::read(place.path("blank")).unwrap();
+    fs::write(place.path("copy"), &cow).unwrap();
+    place.refuses(
+        "snapshot @/copy --control @/control",
+        "the daemon refuses: the COW store has changes already, in 1 chunks; name a new file",
+    );
+    assert_eq!(fs::read(place.path("copy")).unwrap(), cow);
 }
 
 /// Were the origin served by itself, what was written since the snapshot would be lost.
@@ -138,7 +149,7 @@ fn snapshot_outlives_the_daemon_and_its_origin_is_not_written() {
     assert!(!place.path("cow").exists() && !is_marked(&place));
 }
 
-fn is_marked(place: &Place) -> bool {
+pub(crate) fn is_marked(place: &Place) -> bool {
     pfn_blk::origin_mark(File::open(place.path("base")).unwrap()).unwrap().is_some()
 }
 

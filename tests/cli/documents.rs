@@ -130,6 +130,9 @@ impl Page {
                 return false;
             }
             self.end();
+        } else if words[0] == "unmark" {
+            // Of what nobody serves.
+            self.end();
         } else if self.daemon.is_none() {
             let control = value("--control").unwrap();
             fs::create_dir_all(Path::new(&self.here(control)).parent().unwrap()).unwrap();

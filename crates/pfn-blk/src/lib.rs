@@ -113,12 +113,13 @@ pub use region::{InvalidRegion, OutOfRange, Region};
 pub use sg::{AccessError, Kmap, KmapError, SgList};
 pub use space::{DisableError, PfnSpace};
 pub use store::{
-    Access, FileStore, HookedStore, InvalidStore, MemoryStore, Sizing, Store, StoreOperation,
-    mark_origin, origin_mark, prefetch, unmark_origin,
+    Access, FileStore, HookedStore, Id, InvalidStore, MemoryStore, OriginMark, Sizing, Store,
+    StoreOperation, mark_origin, origin_mark, prefetch, unmark_origin,
 };
 pub use table::{InvalidTable, StoreSet, Table};
 pub use target::{
-    ErrorTarget, InSync, InvalidLinear, InvalidMetadata, InvalidMirror, InvalidSnapshot,
-    InvalidStriped, LegState, Linear, Mirror, MirrorLog, MirrorStatus, ReplaceError, Snapshot,
-    SnapshotUsage, Striped, Target, ZeroTarget, leave_mirrors,
+    BaseChange, CowFile, ErrorTarget, InSync, InvalidLinear, InvalidMetadata, InvalidMirror,
+    InvalidSnapshot, InvalidStriped, LegState, Linear, MarkedStore, Mirror, MirrorLog,
+    MirrorStatus, Origins, ReplaceError, Snapshot, SnapshotUsage, Striped, Target, ZeroTarget,
+    leave_mirrors,
 };

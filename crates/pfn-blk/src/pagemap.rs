@@ -237,6 +237,10 @@ impl Target for Pagemap {
     fn leaves<'a>(&'a self, pages: PgoffRange, visit: &mut dyn FnMut(&'a Pagemap, PgoffRange)) {
         visit(self, pages);
     }
+
+    fn stores<'a>(&'a self, visit: &mut dyn FnMut(&'a Pagemap)) {
+        visit(self);
+    }
 }
 
 impl SyncPoint for Pagemap {

@@ -11,7 +11,7 @@ use std::thread;
 use std::time::Duration;
 
 use guest_harness::Random;
-use pfn_blk::{mark_origin, origin_mark};
+use pfn_blk::{FileStore, NrPages, PfnSpace, Snapshot, mark_origin, origin_mark};
 
 use super::DAEMON;
 
@@ -33,7 +33,13 @@ pub(super) fn operate(control: &Path, cow: &Path, mut random: Random) -> String 
 /// Whether files have marks where the tests have theirs; else there is nothing to find one by.
 pub(super) fn can_mark() -> bool {
     let file = tempfile::NamedTempFile::new().unwrap();
-    let marked = mark_origin(&file, Path::new("/cow"));
+    let dir = tempfile::tempdir().unwrap();
+    let cow = dir.path().join("cow");
+    let size = NrPages::try_new(64).unwrap();
+    let store = FileStore::open_new(&cow, size).unwrap().0;
+    let store = PfnSpace::new().add(Box::new(store)).unwrap();
+    let id = Snapshot::make_cow(&*store, NrPages::ONE, NrPages::ONE).unwrap();
+    let marked = mark_origin(&file, id, &cow);
     if let Err(error) = &marked {
         eprintln!("skipped: {error}");
     }
@@ -52,9 +58,12 @@ impl<'a> Media<'a> {
 
     /// Whether a snapshot had been taken of the file.
     pub(super) fn is_origin(&self) -> bool {
-        let mark = origin_mark(File::open(self.0.join("media/one")).unwrap()).unwrap();
-        assert!(mark.is_none() || mark == Some(self.0.join("disks/cow")), "{mark:?}");
-        mark.is_some()
+        let file = File::open(self.0.join("media/one")).unwrap();
+        let Some(mark) = origin_mark(&file).unwrap() else { return false };
+        assert_eq!(mark.cow, self.0.join("disks/cow"));
+        // The disks' inodes were others.
+        mark_origin(&file, mark.id.unwrap(), &mark.cow).unwrap();
+        true
     }
 
     /// Merges it, while nobody serves it.

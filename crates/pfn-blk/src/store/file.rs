@@ -6,13 +6,14 @@ use std::fs::File;
 use std::io::{self, Seek, SeekFrom};
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
 use std::os::unix::fs::{FileExt, FileTypeExt};
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 use rustix::fs::{AtFlags, FileType, FlockOperation, FsWord, Mode, OFlags, StatxFlags};
 use rustix::io::Errno;
 use thiserror::Error;
 
-use super::{Access, Store, attribute, origin_mark, write_out};
+use super::origin::forget_all;
+use super::{Access, OriginMark, Store, attribute, generation, origin_mark, write_out};
 use crate::page::{InvalidPages, NrPages, PAGE_SIZE, Pgoff};
 
 /// Why a file can't be a store. Displays without the file's name, which the caller knows.
@@ -62,11 +63,8 @@ pub enum InvalidStore {
     )]
     Locked(Access),
     /// Marked as the origin of a snapshot, and to be written.
-    #[error("a snapshot was taken of it, and its changes since are in {}", cow.display())]
-    Origin {
-        /// Where they are.
-        cow: PathBuf,
-    },
+    #[error("a snapshot was taken of it, and its changes since are in {}", .0.cow.display())]
+    Origin(OriginMark),
     /// Open already, for another use.
     #[error(
         "used both to be written and as a snapshot's origin, which must not change; \
@@ -127,14 +125,23 @@ impl FileStore {
     /// Opens an existing file.
     pub fn open(path: &Path, access: Access) -> Result<Self, InvalidStore> {
         let file = open(path, access, false)?;
-        check_mark(&file, access)?;
+        if access == Access::ReadWrite {
+            check_writable(&file)?;
+        }
         Self::of_its_size(path, file, access)
     }
 
     /// Opens an existing file for reading and writing, also if it is marked as an origin: to merge
-    /// its changes.
+    /// its changes, or to put them over it. COW stores that are kept over it stay good.
     pub fn open_origin(path: &Path) -> Result<Self, InvalidStore> {
         Self::of_its_size(path, open(path, Access::ReadWrite, false)?, Access::ReadWrite)
+    }
+
+    /// Makes a file one of its own that was an origin, or a mirror's leg: takes away all that this
+    /// library has written down about it beside its content. Returns the names and values.
+    pub fn forget_records(path: &Path) -> Result<Vec<(String, Vec<u8>)>, InvalidStore> {
+        let file = open(path, Access::ReadWrite, false)?;
+        forget_all(&file).map_err(InvalidStore::io("change its extended attributes"))
     }
 
     fn of_its_size(path: &Path, mut file: File, access: Access) -> Result<Self, InvalidStore> {
@@ -173,7 +180,7 @@ impl FileStore {
             Err(InvalidStore::Missing) => (open(path, Access::ReadWrite, true)?, false),
             opened => (opened?, true),
         };
-        check_mark(&file, Access::ReadWrite)?;
+        check_writable(&file)?;
         let metadata = file.metadata().map_err(InvalidStore::io("read its size"))?;
         if metadata.file_type().is_block_device() {
             return Err(InvalidStore::FixedSize);
@@ -367,11 +374,12 @@ fn open(path: &Path, access: Access, create: bool) -> Result<File, InvalidStore>
     }
 }
 
-/// Checks that a file that is to be written is nobody's origin.
-fn check_mark(file: &File, access: Access) -> Result<(), InvalidStore> {
+/// Checks that a file that is to be written is no one's origin, and makes COW stores that were kept
+/// over it stale.
+fn check_writable(file: &File) -> Result<(), InvalidStore> {
     match origin_mark(file).map_err(InvalidStore::io("read its extended attributes"))? {
-        Some(cow) if access == Access::ReadWrite => Err(InvalidStore::Origin { cow }),
-        _ => Ok(()),
+        Some(mark) => Err(InvalidStore::Origin(mark)),
+        None => generation::move_on(file).map_err(InvalidStore::io("move its generation on")),
     }
 }
 

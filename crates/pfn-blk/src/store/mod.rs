@@ -4,7 +4,9 @@
 
 mod attribute;
 mod file;
+pub(crate) mod generation;
 mod hooked;
+mod id;
 mod memory;
 mod origin;
 mod prefetch;
@@ -18,8 +20,9 @@ use crate::page::{NrPages, Pgoff};
 
 pub use self::file::{FileStore, InvalidStore, Sizing};
 pub use self::hooked::{HookedStore, StoreOperation};
+pub use self::id::Id;
 pub use self::memory::MemoryStore;
-pub use self::origin::{mark_origin, origin_mark, unmark_origin};
+pub use self::origin::{OriginMark, mark_origin, origin_mark, unmark_origin};
 pub use self::prefetch::prefetch;
 
 /// What may be done with pages.

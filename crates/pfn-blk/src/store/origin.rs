@@ -4,26 +4,48 @@
 //!
 //! A snapshot that is taken while a file is served makes it an origin, and no table says so. Were it
 //! served by itself the next time, and written, the changes since the snapshot would be lost. So it
-//! is marked, by an extended attribute that names the COW store.
+//! is marked, by an extended attribute that names the COW store: `ID INODE PATH`. The id is in the
+//! COW store's header also, so that another file at that path isn't taken for it; the inode is the
+//! origin's, so that a copy which took the attribute along isn't taken for the origin.
 
 use std::ffi::OsString;
 use std::io;
 use std::os::fd::AsFd;
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::path::{Path, PathBuf};
+use std::str;
 
-use rustix::fs::{XattrFlags, fgetxattr, fremovexattr, fsetxattr, fsync};
+use rustix::fs::{XattrFlags, fgetxattr, flistxattr, fremovexattr, fsetxattr, fstat, fsync};
 use rustix::io::Errno;
 
-const NAME: &str = "user.pfn-blk.changes";
-/// The longest path there is.
-const PATH_MAX: usize = 4096;
+use super::id::Id;
 
-/// Marks `file` as an origin whose changes are in `cow`, durably. Not every filesystem can, and no
-/// block device.
-pub fn mark_origin(file: impl AsFd, cow: &Path) -> io::Result<()> {
-    let cow = std::path::absolute(cow)?;
-    fsetxattr(&file, NAME, cow.as_os_str().as_bytes(), XattrFlags::empty())?;
+/// What the names of all our attributes begin with.
+const PREFIX: &str = "user.pfn-blk.";
+const NAME: &str = "user.pfn-blk.changes";
+/// The longest path there is, and what stands before it.
+const MARK_MAX: usize = 4096 + 64;
+/// The longest list of names, and the longest attribute.
+const ATTRIBUTE_MAX: usize = 64 << 10;
+
+/// What an origin is marked with.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct OriginMark {
+    /// Where its changes are kept.
+    pub cow: PathBuf,
+    /// The id of that COW store. None in a mark of a version that had none.
+    pub id: Option<Id>,
+    /// Whether the mark was made for another file, of which this is a copy.
+    pub is_copied: bool,
+}
+
+/// Marks `file` as an origin whose changes are in `cow`, a COW store with that id, durably. Not
+/// every filesystem can, and no block device.
+pub fn mark_origin(file: impl AsFd, id: Id, cow: &Path) -> io::Result<()> {
+    let inode = fstat(&file)?.st_ino;
+    let mut mark = format!("{id} {inode} ").into_bytes();
+    mark.extend(std::path::absolute(cow)?.as_os_str().as_bytes());
+    fsetxattr(&file, NAME, &mark, XattrFlags::empty())?;
     Ok(fsync(file)?)
 }
 
@@ -37,16 +59,52 @@ pub fn unmark_origin(file: impl AsFd) -> io::Result<()> {
 }
 
 /// Where the changes to `file` are, if it is marked as an origin.
-pub fn origin_mark(file: impl AsFd) -> io::Result<Option<PathBuf>> {
-    let mut path = vec![0; PATH_MAX];
-    match fgetxattr(file, NAME, &mut path) {
+pub fn origin_mark(file: impl AsFd) -> io::Result<Option<OriginMark>> {
+    let mut mark = vec![0; MARK_MAX];
+    match fgetxattr(&file, NAME, &mut mark) {
         Ok(len) => {
-            path.truncate(len);
-            Ok(Some(OsString::from_vec(path).into()))
+            mark.truncate(len);
+            Ok(Some(parse(&mark, fstat(file)?.st_ino)))
         }
         Err(Errno::NODATA | Errno::NOTSUP) => Ok(None),
         Err(errno) => Err(errno.into()),
     }
+}
+
+/// A mark that was found on the file of that inode. One that isn't ours is a path of before.
+fn parse(mark: &[u8], inode: u64) -> OriginMark {
+    let path = |bytes: &[u8]| PathBuf::from(OsString::from_vec(bytes.to_vec()));
+    let fields = || {
+        let mut fields = mark.splitn(3, |byte| *byte == b' ');
+        let mut text = || str::from_utf8(fields.next()?).ok();
+        let (id, of) = (Id::parse(text()?)?, text()?.parse::<u64>().ok()?);
+        Some(OriginMark { cow: path(fields.next()?), id: Some(id), is_copied: of != inode })
+    };
+    fields().unwrap_or_else(|| OriginMark { cow: path(mark), id: None, is_copied: false })
+}
+
+/// Takes every attribute of `file` away that this library has given it, durably: it is a file of its
+/// own then. Returns their names and values.
+pub(super) fn forget_all(file: impl AsFd) -> io::Result<Vec<(String, Vec<u8>)>> {
+    let mut names = vec![0; ATTRIBUTE_MAX];
+    let len = match flistxattr(&file, &mut names) {
+        Err(Errno::NOTSUP) => 0,
+        len => len?,
+    };
+    let names = names[..len].split(|byte| *byte == 0);
+    let names = names.filter_map(|name| str::from_utf8(name).ok());
+    let mut forgotten = Vec::new();
+    for name in names.filter(|name| name.starts_with(PREFIX)) {
+        let mut value = vec![0; ATTRIBUTE_MAX];
+        let len = fgetxattr(&file, name, &mut value)?;
+        value.truncate(len);
+        fremovexattr(&file, name)?;
+        forgotten.push((name.to_owned(), value));
+    }
+    if !forgotten.is_empty() {
+        fsync(file)?;
+    }
+    Ok(forgotten)
 }
 
 #[cfg(test)]
@@ -62,12 +120,12 @@ mod tests {
         drop(FileStore::open_sized(&path, size).unwrap());
         let file = std::fs::File::open(&path).unwrap();
         unmark_origin(&file).unwrap();
-        if let Err(error) = mark_origin(&file, Path::new("/cow")) {
+        if let Err(error) = mark_origin(&file, Id::random().unwrap(), Path::new("/cow")) {
             eprintln!("skipped: {error}");
             return;
         }
         let refused = |result: Result<_, InvalidStore>| match result.map(drop) {
-            Err(InvalidStore::Origin { cow }) => assert_eq!(cow, Path::new("/cow")),
+            Err(InvalidStore::Origin(mark)) => assert_eq!(mark.cow, Path::new("/cow")),
             other => panic!("{other:?}"),
         };
         refused(FileStore::open(&path, Access::ReadWrite).map(drop));
@@ -76,5 +134,19 @@ mod tests {
         FileStore::open_origin(&path).unwrap();
         unmark_origin(&file).unwrap();
         FileStore::open(&path, Access::ReadWrite).unwrap();
+    }
+    #[test]
+    fn mark_is_read_as_it_was_written() {
+        let id = Id::random().unwrap();
+        let path = |text: &str| PathBuf::from(text);
+        let mark = format!("{id} 12 /a path\n").into_bytes();
+        let found = OriginMark { cow: path("/a path\n"), id: Some(id), is_copied: false };
+        assert_eq!(parse(&mark, 12), found);
+        assert_eq!(parse(&mark, 13), OriginMark { is_copied: true, ..found });
+        // As they were, and as a stranger may have them.
+        for old in ["/srv/vm cow 1", "", "0 1 /x", &format!("{id} /x y")] {
+            let found = OriginMark { cow: path(old), id: None, is_copied: false };
+            assert_eq!(parse(old.as_bytes(), 1), found);
+        }
     }
 }

@@ -138,6 +138,10 @@ impl Target for Table {
             target.leaves(part, visit);
         }
     }
+
+    fn stores<'a>(&'a self, visit: &mut dyn FnMut(&'a Pagemap)) {
+        self.entries.iter().for_each(|(_, target)| target.stores(visit));
+    }
 }
 
 #[cfg(test)]

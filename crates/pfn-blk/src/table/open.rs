@@ -18,7 +18,7 @@ use crate::space::PfnSpace;
 use crate::store::{Access, FileStore, InvalidStore, Store};
 use crate::target::{
     ErrorTarget, InvalidLinear, InvalidMetadata, InvalidMirror, InvalidSnapshot, InvalidStriped,
-    Linear, Mirror, MirrorLog, Snapshot, Striped, Target, ZeroTarget,
+    Linear, Mirror, MirrorLog, Origins, Snapshot, Striped, Target, ZeroTarget,
 };
 
 /// Tables of tables may be this deep.
@@ -97,9 +97,7 @@ fn store_hint(error: &InvalidStore) -> &'static str {
         InvalidStore::Directory | InvalidStore::NoPages => "; name a file or a block device",
         InvalidStore::Size(_) => "; grow it, which loses nothing",
         InvalidStore::Busy => "; unmount it",
-        InvalidStore::Origin { .. } => {
-            "; put a snapshot of it with that store in its place, or merge"
-        }
+        InvalidStore::Origin(_) => "; put a snapshot of it with that store in its place, or merge",
         InvalidStore::Locked(_) => "; end that process, or use another file",
         _ => "",
     }
@@ -150,6 +148,7 @@ pub struct StoreSet {
     space: PfnSpace,
     /// By device and inode: two names of one file are one store.
     files: HashMap<(u64, u64), Arc<Pagemap>>,
+    origins: Origins,
 }
 
 /// A table that was opened, and those of its targets that have something to tell, each with the
@@ -187,6 +186,11 @@ pub struct OpenLeg {
 }
 
 impl StoreSet {
+    /// A set for tables whose snapshots are used over such origins.
+    pub fn with_origins(origins: Origins) -> Self {
+        Self { origins, ..Self::default() }
+    }
+
     /// The pfns of the stores.
     pub fn space(&mut self) -> &mut PfnSpace {
         &mut self.space
@@ -347,7 +351,8 @@ impl Opener<'_, '_> {
                 let read_only = Scope { access: Access::ReadOnly, ..scope };
                 let origin = self.open_device(origin, read_only)?;
                 let cow = self.open_device(cow, scope)?;
-                let snapshot = Snapshot::open(origin, cow, *chunk, nr_pages)
+                let origins = self.stores.origins;
+                let snapshot = Snapshot::open_over(origins, origin, cow, *chunk, nr_pages)
                     .map_err(|error| refused(OpenTableErrorKind::Snapshot(error)))?;
                 let snapshot = Arc::new(snapshot);
                 self.snapshots.push((line.position, Arc::clone(&snapshot)));

@@ -60,6 +60,8 @@ impl Target for ZeroTarget {
     fn persist<'a>(&'a self, _pages: PgoffRange, _syncs: &mut SyncSet<'a>) {}
 
     fn leaves<'a>(&'a self, _pages: PgoffRange, _visit: &mut dyn FnMut(&'a Pagemap, PgoffRange)) {}
+
+    fn stores<'a>(&'a self, _visit: &mut dyn FnMut(&'a Pagemap)) {}
 }
 
 impl Target for ErrorTarget {
@@ -82,4 +84,6 @@ impl Target for ErrorTarget {
     fn persist<'a>(&'a self, _pages: PgoffRange, _syncs: &mut SyncSet<'a>) {}
 
     fn leaves<'a>(&'a self, _pages: PgoffRange, _visit: &mut dyn FnMut(&'a Pagemap, PgoffRange)) {}
+
+    fn stores<'a>(&'a self, _visit: &mut dyn FnMut(&'a Pagemap)) {}
 }

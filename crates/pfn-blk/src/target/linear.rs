@@ -77,4 +77,8 @@ impl Target for Linear {
     fn leaves<'a>(&'a self, pages: PgoffRange, visit: &mut dyn FnMut(&'a Pagemap, PgoffRange)) {
         self.beneath.leaves(self.remap(pages), visit);
     }
+
+    fn stores<'a>(&'a self, visit: &mut dyn FnMut(&'a Pagemap)) {
+        self.beneath.stores(visit);
+    }
 }

@@ -70,6 +70,8 @@ pub(super) trait Header: FromBytes + IntoBytes + Immutable {
     const MAGIC: [u8; 8];
     /// Which version this is.
     const VERSION: u32;
+    /// The oldest that is read: what it lacks are zeroes.
+    const OLDEST: u32 = Self::VERSION;
     /// What a device that has it is called.
     const WHAT: &'static str;
 }
@@ -133,7 +135,7 @@ pub(super) fn decode<H: Header>(page: &[u8]) -> Result<Option<H>, InvalidMetadat
     if sector.checksum() != sector.checksum {
         return Err(InvalidMetadata::Header);
     }
-    if sector.version != H::VERSION {
+    if !(H::OLDEST..=H::VERSION).contains(&sector.version.get()) {
         return Err(InvalidMetadata::Version(sector.version.get()));
     }
     let (header, _) = H::read_from_prefix(&sector.body).expect("a header is smaller than a sector");

@@ -17,7 +17,9 @@ pub use self::metadata::InvalidMetadata;
 pub use self::mirror::{
     InSync, InvalidMirror, LegState, Mirror, MirrorLog, MirrorStatus, ReplaceError, leave_mirrors,
 };
-pub use self::snapshot::{InvalidSnapshot, Snapshot, SnapshotUsage};
+pub use self::snapshot::{
+    BaseChange, CowFile, InvalidSnapshot, MarkedStore, Origins, Snapshot, SnapshotUsage,
+};
 pub use self::striped::{InvalidStriped, Striped};
 use crate::bio::{BioError, BioVec};
 use crate::extent::{Extent, NotDirect};
@@ -64,4 +66,10 @@ pub trait Target: fmt::Debug + Send + Sync {
     /// Names every page of every store that `pages` are made of, in runs, in any order. Pages that
     /// a target below has to itself are not named: nobody else can get at them.
     fn leaves<'a>(&'a self, pages: PgoffRange, visit: &mut dyn FnMut(&'a Pagemap, PgoffRange));
+
+    /// Names the stores that a write may write to, in an order that stays, one more than once if it
+    /// is used so: what they hold is what the target shows, as far as that can change. Not those of
+    /// a snapshot's origin, which its COW store is tied to; nor a mirror's legs, of which each may
+    /// take the other's place.
+    fn stores<'a>(&'a self, visit: &mut dyn FnMut(&'a Pagemap));
 }

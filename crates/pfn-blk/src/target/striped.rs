@@ -169,4 +169,8 @@ impl Target for Striped {
             stripe.leaves(part, visit);
         }
     }
+
+    fn stores<'a>(&'a self, visit: &mut dyn FnMut(&'a Pagemap)) {
+        self.stripes.iter().for_each(|stripe| stripe.stores(visit));
+    }
 }

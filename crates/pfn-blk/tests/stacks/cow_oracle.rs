@@ -89,11 +89,18 @@ impl Cow {
             _ => count,
         };
         this.put(0, b"pfnblkCW");
-        this.put(8, &1u32.to_le_bytes());
+        let version = 1 + u32::from(data.byte() % 4 != 1);
+        this.put(8, &version.to_le_bytes());
         this.put(16, &(pages as u64).to_le_bytes());
         this.put(24, &(chunk as u64).to_le_bytes());
         this.put(32, &(said as u64).to_le_bytes());
         this.put(40, &check.to_le_bytes());
+        if version == 2 && data.byte() % 2 == 0 {
+            // The size of its origin, which has nothing else to be told by.
+            this.put(44, &1u32.to_le_bytes());
+            let origin = pages + usize::from(data.byte() % 8 == 1);
+            this.put(64, &(origin as u64).to_le_bytes());
+        }
         let damages = data.byte() % 8;
         for _ in 0..damages {
             let place = [0, chunk * PAGE][data.byte() % 2] + data.word() % PAGE;
@@ -161,10 +168,13 @@ impl Cow {
         let mut summed = header.to_vec();
         summed[12..16].fill(0);
         let is_good = &header[..8] == b"pfnblkCW"
-            && self.number(8, 4) == 1
+            && (1..=2).contains(&self.number(8, 4))
             && self.number(12, 4) == u64::from(crc(0, &summed))
             && self.number(16, 8) == self.pages as u64
-            && self.number(24, 8) == self.chunk as u64;
+            && self.number(24, 8) == self.chunk as u64
+            && (self.number(44, 4) == 0
+                || self.number(32, 8) == 0
+                || self.number(64, 8) == self.pages as u64);
         let mut places = HashMap::new();
         let mut check = 0;
         for index in 0..self.number(32, 8) {

@@ -3,6 +3,7 @@
 //! What every store and every target must do, alone and in random stacks, against a model that
 //! knows each page by itself.
 
+mod bases;
 mod conformance;
 mod cow_oracle;
 mod crashes;

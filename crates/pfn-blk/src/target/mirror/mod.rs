@@ -495,4 +495,6 @@ impl Target for Mirror {
     }
 
     fn leaves<'a>(&'a self, _pages: PgoffRange, _visit: &mut dyn FnMut(&'a Pagemap, PgoffRange)) {}
+
+    fn stores<'a>(&'a self, _visit: &mut dyn FnMut(&'a Pagemap)) {}
 }

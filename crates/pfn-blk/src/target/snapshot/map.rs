@@ -4,33 +4,15 @@
 
 use std::collections::BTreeMap;
 
-use zerocopy::little_endian::{U32, U64};
+use zerocopy::little_endian::U32;
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
 
 use super::InvalidSnapshot;
+use super::header::{CowHeader, Record};
 use super::layout::{ENTRIES_PER_PAGE, Layout};
 use crate::page::{NrPages, PgoffRange};
 use crate::target::Target;
-use crate::target::metadata::{self, Header, InvalidMetadata, PAGE_BYTES, check, range};
-
-/// What the COW store's header says. The entries it counts are good, those behind are not there.
-#[derive(Debug, Clone, Copy, FromBytes, IntoBytes, KnownLayout, Immutable)]
-#[repr(C)]
-struct CowHeader {
-    nr_pages: U64,
-    chunk: U64,
-    /// How many entries the map has.
-    count: U64,
-    /// The check of the last one.
-    check: U32,
-    reserved: U32,
-}
-
-impl Header for CowHeader {
-    const MAGIC: [u8; 8] = *b"pfnblkCW";
-    const VERSION: u32 = 1;
-    const WHAT: &'static str = "COW store";
-}
+use crate::target::metadata::{self, InvalidMetadata, PAGE_BYTES, check, range};
 
 /// An entry of the map: which chunk of the snapshot the entry's chunk in the COW store stands for.
 #[derive(Debug, Clone, Copy, FromBytes, IntoBytes, KnownLayout, Immutable)]
@@ -67,8 +49,11 @@ fn check_of(before: u32, chunk: u32) -> u32 {
 }
 
 impl Map {
-    /// Reads the map of a COW store; none if the store is blank.
-    pub(super) fn load(cow: &dyn Target, layout: Layout) -> Result<Option<Self>, InvalidSnapshot> {
+    /// Reads the map of a COW store, and what its header says beside; none if the store is blank.
+    pub(super) fn load(
+        cow: &dyn Target,
+        layout: Layout,
+    ) -> Result<Option<(Self, Record)>, InvalidSnapshot> {
         let read = |pages| metadata::read(cow, pages).map_err(InvalidMetadata::Read);
         let Some(header) = metadata::load::<CowHeader>(cow, layout.map_page(0))? else {
             return Ok(None);
@@ -94,7 +79,7 @@ impl Map {
         if map.check() != header.check.get() {
             return Err(InvalidSnapshot::Entry(count));
         }
-        Ok(Some(map))
+        Ok(Some((map, header.record())))
     }
 
     pub(super) fn new(layout: Layout) -> Self {
@@ -148,14 +133,8 @@ impl Map {
     }
 
     /// The header of a map of the first `count` entries.
-    pub(super) fn header(&self, count: u64) -> Vec<u8> {
-        metadata::encode(&CowHeader {
-            nr_pages: self.layout.nr_pages.get().into(),
-            chunk: self.layout.chunk.get().into(),
-            count: count.into(),
-            check: self.check_at(count).into(),
-            reserved: U32::ZERO,
-        })
+    pub(super) fn header(&self, count: u64, record: &Record) -> CowHeader {
+        CowHeader::new(self.layout, count, self.check_at(count), record)
     }
 
     /// The page of the map that has entry `at`, as far as there are entries.

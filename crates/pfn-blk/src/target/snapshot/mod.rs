@@ -2,13 +2,20 @@
 
 //! `snapshot`: copy-on-write over an origin.
 
+mod base;
+mod header;
 mod layout;
 mod map;
 
+use std::io;
 use std::sync::{Arc, Mutex, PoisonError, RwLock};
 
 use thiserror::Error;
 
+pub use self::base::{BaseChange, MarkedStore};
+use self::base::{Found, NotTold};
+pub use self::header::CowFile;
+use self::header::Record;
 use self::layout::Layout;
 use self::map::{Map, Place};
 use super::Target;
@@ -20,7 +27,7 @@ use crate::lock::lock;
 use crate::page::{InvalidPages, NrPages, PAGE_SIZE, PgoffRange};
 use crate::pagemap::Pagemap;
 use crate::persist::{PersistError, SyncPoint, SyncSet, persist_all};
-use crate::store::Access;
+use crate::store::{Access, Id};
 
 /// How much [`Snapshot::merge`] copies at a time, while bios wait.
 const MERGE_BYTES: u64 = 16 << 20;
@@ -71,9 +78,57 @@ pub enum InvalidSnapshot {
     /// What the origin holds may not be durable, and what equals it isn't kept anywhere else.
     #[error("cannot sync the origin")]
     Origin(#[source] PersistError),
+    /// The COW store was made for something else, or for what the origin once was.
+    #[error("the file beneath isn't what it was when the changes were made: {0}")]
+    Base(BaseChange),
+    /// The COW store is blank, and what was written to the origin is in another.
+    #[error(
+        "nothing is kept in it yet, but a snapshot was taken of {}, and its changes since are in {}",
+        .0.store, .0.mark.cow.display()
+    )]
+    Marked(MarkedStore),
+    /// It can't be told what the origin is.
+    #[error("cannot tell what {store} holds")]
+    Content {
+        /// The store.
+        store: String,
+        /// The system's reason.
+        #[source]
+        source: Arc<io::Error>,
+    },
+    /// A COW store with changes, where a blank one was asked for.
+    #[error("the COW store has changes already, in {used} chunks; name a new file")]
+    NotBlank {
+        /// How many chunks.
+        used: u64,
+    },
     /// Someone else writes to the origin or the COW store.
     #[error(transparent)]
     Claimed(#[from] Claimed),
+}
+
+impl From<NotTold> for InvalidSnapshot {
+    fn from(NotTold { store, source }: NotTold) -> Self {
+        Self::Content { store, source: Arc::new(source) }
+    }
+}
+
+impl From<NotTold> for PersistError {
+    fn from(NotTold { store, source }: NotTold) -> Self {
+        Self::Sync { store, source: Arc::new(source) }
+    }
+}
+
+/// Which origins a COW store is used over.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub enum Origins {
+    /// The one that it was made for, as it was then.
+    #[default]
+    Same,
+    /// Any: it is taken for the right one, and the COW store says so from then on.
+    Any,
+    /// One that stands in for the right one, which isn't read. The COW store keeps what it says.
+    StandIn,
 }
 
 /// How full a snapshot's COW store is.
@@ -96,8 +151,11 @@ pub struct SnapshotUsage {
 /// written before can be written still. Of a write that fails the chunks before the one that failed
 /// are written, and of that one any part, if it had been written to before.
 ///
-/// The origin must stay as it is for as long as the COW store is of use, also between two runs:
-/// nothing records what it held.
+/// The origin must stay as it is for as long as the COW store is of use, also between two runs. The
+/// store's header says what its origin is – the size, the generation and the times of its files – and
+/// an origin that differs is refused, with [`InvalidSnapshot::Base`]. What can't be compared isn't:
+/// a block device has a size only, a mirror nothing. A store in which nothing is kept is good for any
+/// origin.
 ///
 /// # Layout
 ///
@@ -107,9 +165,11 @@ pub struct SnapshotUsage {
 /// header | map  0 1 2 … E-1 | map  E E+1 … 2E-1 | …         E = 512 × pages of a chunk
 ///          area 0             area 1
 ///
-/// header   0 magic "pfnblkCW"   8 version 1   12 CRC-32 of the first 512 bytes, with zeroes here
+/// header   0 magic "pfnblkCW"   8 version 2   12 CRC-32 of the first 512 bytes, with zeroes here
 ///         16 pages of the snapshot   24 pages of a chunk   32 how many entries the map has
-///         40 check of the last entry
+///         40 check of the last entry   44 whether there is an origin here   48 id
+///         64 pages of the origin's stores   72 their generation   88 their times
+///         96 the generation that a merge gives them, once it has begun
 /// map      entry i, of 8 bytes: which chunk of the snapshot the store's chunk i stands for; check
 /// ```
 ///
@@ -120,6 +180,15 @@ pub struct SnapshotUsage {
 /// A persist syncs chunks and entries, then writes the header that counts them, and syncs that.
 /// Entries behind the count are not there: their chunks are free. The header is smaller than a
 /// sector, which a disk writes whole or not at all.
+///
+/// Version 1 ends before byte 44. A store of that version gets an id, and what its origin is, by its
+/// next header.
+///
+/// A merge changes the origin, so before its first write the header says that one has begun, and
+/// which generation it gives the origin; then the origin gets that. Until the last chunk is merged
+/// the store is good for an origin of the old generation and for one of the new, and other stores
+/// over the same origin for neither. The header that says that no chunk is left has the origin as it
+/// is then.
 ///
 /// The store may grow, and is used to its new end when it is opened again.
 ///
@@ -157,6 +226,8 @@ pub struct Snapshot {
     taking: Mutex<()>,
     map: RwLock<Map>,
     committed: Mutex<Committed>,
+    /// Whether files beneath may be given a generation.
+    may_begin: bool,
     _claims: [Vec<Claim>; 2],
 }
 
@@ -167,6 +238,12 @@ struct Committed {
     blank: bool,
     /// How many entries it counts.
     count: u64,
+    /// What it says beside, or is to say.
+    record: Record,
+    /// Whether it does.
+    is_recorded: bool,
+    /// Whether the origin has the generation of a merge that has begun.
+    has_moved: bool,
     /// Why nobody knows any more what it says. Final: a chunk that it gives away must not be used.
     failed: Option<PersistError>,
 }
@@ -185,6 +262,17 @@ impl Snapshot {
         chunk: NrPages,
         nr_pages: NrPages,
     ) -> Result<Self, InvalidSnapshot> {
+        Self::open_over(Origins::Same, origin, cow, chunk, nr_pages)
+    }
+
+    /// As [`open`](Self::open), over an origin that may be another.
+    pub fn open_over(
+        origins: Origins,
+        origin: Arc<dyn Target>,
+        cow: Arc<dyn Target>,
+        chunk: NrPages,
+        nr_pages: NrPages,
+    ) -> Result<Self, InvalidSnapshot> {
         if nr_pages > origin.nr_pages() {
             let origin = origin.nr_pages();
             return Err(InvalidSnapshot::LargerThanOrigin { nr_pages, origin });
@@ -193,10 +281,32 @@ impl Snapshot {
         let claims = [Claim::all(&*cow)?, Claim::all(&*origin)?];
         persist_all(&*origin).map_err(InvalidSnapshot::Origin)?;
         let loaded = Map::load(&*cow, layout)?;
-        let blank = loaded.is_none();
-        let map = loaded.unwrap_or_else(|| Map::new(layout));
-        let committed = Committed { blank, count: map.len(), failed: None };
-        Ok(Self {
+        let was = loaded.as_ref().map(|(_, record)| *record);
+        let map = loaded.map_or_else(|| Map::new(layout), |(map, _)| map);
+        let may_begin = base::outlives(&*cow)?;
+        let mut record = Record::new(was).map_err(no_random)?;
+        match origins {
+            Origins::StandIn => record = was.unwrap_or(record),
+            Origins::Same | Origins::Any => {
+                // What has a generation in the header and none any more is told by its times.
+                let has_begun = was.and_then(|was| was.base?.generation).is_some();
+                let found = Found::of(&*origin, may_begin && !has_begun)?;
+                if origins == Origins::Same {
+                    check_origin(&*origin, &found, &*cow, was, map.len())?;
+                }
+                record.base = Some(found.base);
+            }
+        }
+        let blank = was.is_none();
+        let committed = Committed {
+            blank,
+            count: map.len(),
+            is_recorded: was == Some(record),
+            record,
+            has_moved: false,
+            failed: None,
+        };
+        let snapshot = Self {
             origin,
             cow,
             layout,
@@ -204,8 +314,41 @@ impl Snapshot {
             taking: Mutex::new(()),
             map: RwLock::new(map),
             committed: Mutex::new(committed),
+            may_begin,
             _claims: claims,
-        })
+        };
+        if origins == Origins::Any && !blank && snapshot.access() == Access::ReadWrite {
+            snapshot.sync().map_err(InvalidMetadata::Sync)?;
+        }
+        Ok(snapshot)
+    }
+
+    /// Makes a blank store a COW store for `nr_pages` in chunks of `chunk`, durably, and returns its
+    /// id. One that is such a store already, with nothing kept in it, stays as it is.
+    pub fn make_cow(
+        cow: &dyn Target,
+        chunk: NrPages,
+        nr_pages: NrPages,
+    ) -> Result<Id, InvalidSnapshot> {
+        let layout = Layout::try_new(nr_pages, chunk, cow.nr_pages())?;
+        match Map::load(cow, layout)? {
+            Some((map, _)) if map.len() > 0 => {
+                return Err(InvalidSnapshot::NotBlank { used: map.len() });
+            }
+            Some((_, Record { id: Some(id), .. })) => return Ok(id),
+            _ => {}
+        }
+        let id = Id::random().map_err(no_random)?;
+        let record = Record { id: Some(id), base: None, next: None };
+        let header = metadata::encode(&Map::new(layout).header(0, &record));
+        metadata::write(cow, 0, &header).map_err(not_updated).map_err(InvalidMetadata::Sync)?;
+        persist_all(cow).map_err(InvalidMetadata::Sync)?;
+        Ok(id)
+    }
+
+    /// Which COW store it is; none if its header is of version 1, and wasn't written since.
+    pub fn id(&self) -> Option<Id> {
+        lock(&self.committed).record.id
     }
 
     /// The size of a COW store that is never full, for a snapshot of `nr_pages` in chunks of
@@ -228,6 +371,9 @@ impl Snapshot {
     /// Bios go on between one piece and the next, and may change more. After an error or a crash
     /// nothing is lost, and the call may be repeated.
     pub fn merge(&self, chunks: u64) -> Result<u64, BioError> {
+        if self.origin.access() == Access::ReadOnly {
+            return Err(BioError::ReadOnly { store: "the origin".to_owned() });
+        }
         let mut merged = 0;
         while merged < chunks {
             let mut committed = lock(&self.committed);
@@ -254,6 +400,7 @@ impl Snapshot {
             // Until the origin is synced, what stands in it is hidden by an entry that is durable.
             self.commit(committed)?;
         }
+        self.announce_merge(committed)?;
         for index in from..to {
             let pages = self.layout.chunk_pages(self.with_map(|map| map.chunk(index)));
             let at = range(self.layout.data_page(index), pages.nr_pages().get());
@@ -261,9 +408,35 @@ impl Snapshot {
             metadata::write(&*self.origin, pages.start().get(), &data)?;
         }
         persist_all(&*self.origin)?;
+        if from == 0 {
+            // The origin is whole by itself, and what it is now is what the store is for.
+            let found = Found::of(&*self.origin, self.may_begin).map_err(PersistError::from)?;
+            committed.record = Record { base: Some(found.base), next: None, ..committed.record };
+            committed.has_moved = false;
+        }
         self.write_header(committed, from)?;
         self.map.write().unwrap_or_else(PoisonError::into_inner).truncate(from);
         Ok(to - from)
+    }
+
+    /// Has the header say that the origin is about to change, and then the origin. From here on other
+    /// COW stores over it are stale.
+    fn announce_merge(&self, committed: &mut Committed) -> Result<(), PersistError> {
+        if committed.has_moved {
+            return Ok(());
+        }
+        let next = match committed.record.next {
+            Some(next) => next,
+            None => {
+                let next = Id::random().map_err(no_random)?;
+                committed.record.next = Some(next);
+                self.write_header(committed, committed.count)?;
+                next
+            }
+        };
+        base::move_on(&*self.origin, next)?;
+        committed.has_moved = true;
+        Ok(())
     }
 
     fn with_map<T>(&self, ask: impl FnOnce(&Map) -> T) -> T {
@@ -406,7 +579,9 @@ impl Snapshot {
         let to = self.with_map(Map::len);
         let from = committed.count;
         if from == to {
-            return persist_all(&*self.cow);
+            persist_all(&*self.cow)?;
+            let is_known = committed.is_recorded || self.cow.access() == Access::ReadOnly;
+            return if is_known { Ok(()) } else { self.write_header(committed, to) };
         }
         if committed.blank {
             // No entry without a header: a blank store is told by both.
@@ -422,16 +597,46 @@ impl Snapshot {
 
     /// Has the header count the first `count` entries.
     fn write_header(&self, committed: &mut Committed, count: u64) -> Result<(), PersistError> {
-        let header = self.with_map(|map| map.header(count));
+        let header = self.with_map(|map| map.header(count, &committed.record));
+        let header = metadata::encode(&header);
         let written = metadata::write(&*self.cow, 0, &header).map_err(not_updated);
         if let Err(error) = written.and_then(|()| persist_all(&*self.cow)) {
             committed.failed = Some(error.clone());
             return Err(error);
         }
         committed.blank = false;
+        committed.is_recorded = true;
         committed.count = count;
         Ok(())
     }
+}
+
+/// That `origin` is what the COW store with that record was made for. A blank one must not begin over
+/// what has its changes in another.
+fn check_origin(
+    origin: &dyn Target,
+    found: &Found,
+    cow: &dyn Target,
+    was: Option<Record>,
+    used: u64,
+) -> Result<(), InvalidSnapshot> {
+    let Some(was) = was else {
+        return match base::marked(origin)? {
+            Some(marked) if base::outlives(cow)? => Err(InvalidSnapshot::Marked(marked)),
+            _ => Ok(()),
+        };
+    };
+    match was.base {
+        // Where nothing is kept nothing can be mixed up, unless something is kept over it.
+        Some(base) if used > 0 || base::marked(cow)?.is_some() => {
+            found.check(base, was.next).map_err(InvalidSnapshot::Base)
+        }
+        _ => Ok(()),
+    }
+}
+
+fn no_random(source: io::Error) -> NotTold {
+    NotTold { store: "the system's random numbers".to_owned(), source }
 }
 
 fn not_updated(error: BioError) -> PersistError {
@@ -474,4 +679,8 @@ impl Target for Snapshot {
     }
 
     fn leaves<'a>(&'a self, _pages: PgoffRange, _visit: &mut dyn FnMut(&'a Pagemap, PgoffRange)) {}
+
+    fn stores<'a>(&'a self, visit: &mut dyn FnMut(&'a Pagemap)) {
+        self.cow.stores(visit);
+    }
 }

@@ -1,0 +1,88 @@
+// SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
+
+//! Files that a snapshot was taken of, and what to do about them.
+
+use std::io::Write;
+use std::path::Path;
+
+use anyhow::Context;
+use pfn_blk::{CowFile, FileStore, OriginMark};
+
+/// Where the changes are that a mark tells of.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Changes {
+    /// Where the mark says.
+    Here,
+    /// The mark is another file's, of which this is a copy.
+    Anothers,
+    /// There is nothing.
+    Missing,
+    /// Something else is there.
+    Replaced,
+}
+
+impl Changes {
+    /// Looks for them.
+    pub(crate) fn of(mark: &OriginMark) -> Self {
+        if mark.is_copied {
+            Self::Anothers
+        } else if is_kept_in(mark, &mark.cow) {
+            Self::Here
+        } else if mark.cow.exists() {
+            Self::Replaced
+        } else {
+            Self::Missing
+        }
+    }
+
+    /// What can be done about `file`, after what is wrong with it.
+    pub(crate) fn advice(self, file: &Path) -> String {
+        let file = file.display();
+        match self {
+            Self::Here => "; serve it with that as its --overlay, or merge".to_owned(),
+            Self::Anothers => format!(
+                "; this file was copied or moved since: to use it as it is, in the state of the \
+                 snapshot, run \"vhost-pmemd unmark {file}\""
+            ),
+            Self::Missing => format!(
+                ", which doesn't exist; bring it back, or, to give up what was written since the \
+                 snapshot, run \"vhost-pmemd unmark {file}\""
+            ),
+            Self::Replaced => format!(
+                ", which holds something else now; bring it back, or, to give up what was written \
+                 since the snapshot, run \"vhost-pmemd unmark {file}\""
+            ),
+        }
+    }
+}
+
+/// Whether the COW store at `path` is the one that a mark tells of.
+pub(crate) fn is_kept_in(mark: &OriginMark, path: &Path) -> bool {
+    let Some(found) = CowFile::read(path) else { return false };
+    match mark.id {
+        Some(id) => found.id == Some(id),
+        // A mark of before there were ids.
+        None => std::path::absolute(path).is_ok_and(|path| path == mark.cow),
+    }
+}
+
+/// Makes `file` one of its own: takes away all that says that it belongs to others.
+pub(crate) fn unmark(file: &Path, out: &mut impl Write) -> anyhow::Result<()> {
+    let context = || format!("cannot unmark {}", file.display());
+    let forgotten = FileStore::forget_records(file).with_context(context)?;
+    for (name, value) in &forgotten {
+        writeln!(out, "removed {name}: {}", shown(value))?;
+    }
+    if forgotten.is_empty() {
+        writeln!(out, "there was no mark")?;
+    }
+    Ok(())
+}
+
+/// A value as text, or in hexadecimal digits.
+fn shown(value: &[u8]) -> String {
+    match std::str::from_utf8(value) {
+        Ok(text) if !text.contains('\0') => text.escape_debug().to_string(),
+        _ => value.iter().map(|byte| format!("{byte:02x}")).collect(),
+    }
+}

@@ -1,0 +1,190 @@
+// SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
+
+//! Changes that are kept apart from their file, and are lost, or not that file's: refused, with a
+//! way out that is gone here.
+
+use std::fs;
+use std::process::Command;
+
+use rustix::process::Signal;
+
+use crate::Place;
+use crate::control::{ask, is_marked, pages, serve, write};
+use crate::publish::Publisher;
+
+const SERVE: &str = "--publish @/window --file @/base";
+
+/// A base that a snapshot was taken of, whose daemon was killed since; none where there is no FUSE, or
+/// there are no marks.
+fn taken() -> Option<Place> {
+    let place = Place::new();
+    let mut daemon = serve(&place)?;
+    ask(&place, "snapshot @/cow");
+    write(&place, 1, 3);
+    assert!(!daemon.signal(Signal::KILL));
+    if !is_marked(&place) {
+        eprintln!("skipped: no extended attributes here");
+        return None;
+    }
+    Some(place)
+}
+
+const GIVE_UP: &str = "bring it back, or, to give up what was written since the snapshot, run \
+                       \"vhost-pmemd unmark @/base\"";
+
+#[test]
+fn cow_store_that_is_missing_is_not_made_from_nothing() {
+    let Some(place) = taken() else { return };
+    fs::rename(place.path("cow"), place.path("elsewhere")).unwrap();
+    let lost = "its changes since are in @/cow, which doesn't exist; ";
+    place.refuses(
+        SERVE,
+        &format!("cannot serve @/base: a snapshot was taken of it, and {lost}{GIVE_UP}"),
+    );
+    // At the very path that the mark names, and at any other.
+    for overlay in ["cow", "other"] {
+        place.refuses(
+            &format!("{SERVE} --overlay @/{overlay}"),
+            &format!(
+                "cannot serve @/base: overlay @/{overlay}: nothing is kept in it yet, but a snapshot \
+                 was taken of @/base, and {lost}{GIVE_UP}; to keep an overlay over the state of the \
+                 snapshot, give --accept-base"
+            ),
+        );
+        assert!(!place.path(overlay).exists());
+    }
+    place.refuses(
+        "merge --file @/base --overlay @/cow",
+        &format!(
+            "cannot merge @/cow into @/base: the changes since its snapshot are in @/cow, which \
+             doesn't exist; {GIVE_UP}"
+        ),
+    );
+    // One that was made by hand, without a size and with one.
+    for size in [0, 1 << 20] {
+        fs::File::create(place.path("cow")).unwrap().set_len(size).unwrap();
+        place.refuses(
+            "merge --file @/base --overlay @/cow",
+            &format!(
+                "cannot merge @/cow into @/base: the changes since its snapshot are in @/cow, which \
+                 holds something else now; {GIVE_UP}"
+            ),
+        );
+        let output = place.run(&format!("{SERVE} --overlay @/cow"));
+        let said = String::from_utf8(output.stderr).unwrap();
+        assert!(said.contains("nothing is kept in it yet, but a snapshot was taken"), "{said}");
+        assert!(is_marked(&place));
+    }
+    // Back where it was it is served, and merged from wherever it is.
+    fs::rename(place.path("elsewhere"), place.path("cow")).unwrap();
+    let mut daemon = Publisher::start(&place, &format!("{SERVE} --overlay @/cow")).unwrap();
+    assert_eq!(pages(&place, "window"), [1, 3, 1, 1]);
+    assert!(daemon.signal(Signal::TERM));
+    fs::rename(place.path("cow"), place.path("elsewhere")).unwrap();
+    assert!(place.run("merge --file @/base --overlay @/elsewhere").status.success());
+    assert_eq!(pages(&place, "base"), [1, 3, 1, 1]);
+    assert!(!is_marked(&place));
+}
+
+#[test]
+fn changes_that_are_given_up_leave_the_state_of_the_snapshot() {
+    let Some(place) = taken() else { return };
+    let cow = fs::read(place.path("cow")).unwrap();
+    let output = place.run("unmark @/base");
+    let said = String::from_utf8(output.stdout).unwrap();
+    assert!(said.contains("removed user.pfn-blk.changes: "), "{said}");
+    assert!(said.contains(&place.expand("@/cow\n")), "{said}");
+    assert_eq!(place.run("unmark @/base").stdout, b"there was no mark\n");
+    let mut daemon = Publisher::start(&place, SERVE).unwrap();
+    assert_eq!(pages(&place, "window"), [1; 4]);
+    place.refuses("unmark @/base", "cannot unmark @/base: locked: another process serves it");
+    write(&place, 2, 4);
+    assert!(daemon.signal(Signal::TERM));
+    // What was given up fits no more, and nothing of it was touched.
+    let output = place.run(&format!("{SERVE} --overlay @/cow"));
+    let said = String::from_utf8(output.stderr).unwrap();
+    assert!(
+        said.contains("the file beneath isn't what it was when the changes were made"),
+        "{said}"
+    );
+    assert_eq!(fs::read(place.path("cow")).unwrap(), cow);
+}
+
+/// A backup that was made while a snapshot was open, by a tool that keeps attributes.
+#[test]
+fn copy_of_a_marked_file_costs_the_original_nothing() {
+    let Some(place) = taken() else { return };
+    let copied =
+        Command::new("cp").arg("-a").args([place.path("base"), place.path("copy")]).status();
+    assert!(copied.unwrap().success());
+    let advice = "this file was copied or moved since: to use it as it is, in the state of the \
+                  snapshot, run \"vhost-pmemd unmark @/copy\"";
+    let serve = "--publish @/window --file @/copy";
+    place.refuses(
+        serve,
+        &format!(
+            "cannot serve @/copy: a snapshot was taken of it, and its changes since are in @/cow; \
+             {advice}"
+        ),
+    );
+    place.refuses(
+        "merge --file @/copy --overlay @/cow",
+        &format!(
+            "cannot merge @/cow into @/copy: the changes since its snapshot are in @/cow; {advice}"
+        ),
+    );
+    assert!(place.run("unmark @/copy").status.success());
+    let mut daemon = Publisher::start(&place, serve).unwrap();
+    assert_eq!(pages(&place, "window"), [1; 4]);
+    assert!(daemon.signal(Signal::TERM));
+    assert!(place.run("merge --file @/base --overlay @/cow").status.success());
+    assert_eq!(pages(&place, "base"), [1, 3, 1, 1]);
+}
+
+#[test]
+fn overlay_of_a_base_that_has_changed_is_refused_until_that_is_accepted() {
+    let place = Place::new();
+    fs::write(place.path("base"), [1; 4 * 4096]).unwrap();
+    let over = |overlay: &str| format!("--publish @/window --file @/base --overlay @/{overlay}");
+    for (overlay, page) in [("one", 0), ("two", 1)] {
+        let Some(mut daemon) = Publisher::start(&place, &over(overlay)) else { return };
+        write(&place, page, 3);
+        assert!(daemon.signal(Signal::TERM));
+    }
+    assert!(place.run("merge --file @/base --overlay @/one").status.success());
+    let refused = |why: &str| {
+        let what = "the file beneath isn't what it was when the changes were made:";
+        let advice = "bring it back as it was, or, if it is right as it is, give --accept-base";
+        place.refuses(
+            &over("two"),
+            &format!("cannot serve @/base: overlay @/two: {what} {why}; {advice}"),
+        );
+        place.refuses(
+            "merge --file @/base --overlay @/two",
+            &format!("cannot merge @/two into @/base: {what} {why}; {advice}"),
+        );
+        fs::write(place.path("table"), place.expand("0 32 snapshot @/base @/two P 32\n")).unwrap();
+        place.refuses(
+            "--publish @/window --table @/table",
+            &format!("table @/table: line 1, column 1: {what} {why}; {advice}"),
+        );
+    };
+    if pfn_blk::FileStore::forget_records(&place.path("base")).unwrap().is_empty() {
+        eprintln!("skipped: no extended attributes here");
+        return;
+    }
+    // By its times now, and by its size.
+    let time = std::time::SystemTime::UNIX_EPOCH + std::time::Duration::from_secs(1_000_000_000);
+    let file = fs::File::options().write(true).open(place.path("base")).unwrap();
+    file.set_modified(time).unwrap();
+    refused("another program has written it, at 2001-09-09T01:46:40Z");
+    file.set_len(5 * 4096).unwrap();
+    let output = place.run(&over("two"));
+    assert!(!output.status.success());
+    file.set_len(4 * 4096).unwrap();
+    let accepted = format!("{} --accept-base", over("two"));
+    drop(Publisher::start(&place, &accepted).unwrap());
+    // From then on. The chunk that was copied is as it was.
+    let _daemon = Publisher::start(&place, &over("two")).unwrap();
+    assert_eq!(pages(&place, "window"), [1, 3, 1, 1]);
+}
