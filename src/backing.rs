@@ -11,15 +11,15 @@ use pfn_blk::table::{
     self, Line, OpenMirror, OpenTable, OpenTableError, OpenTableErrorKind, Position,
 };
 use pfn_blk::{
-    Access, FileStore, InvalidPages, InvalidSnapshot, InvalidStore, MarkedStore, MemoryStore,
-    NrPages, Origins, Pagemap, Region, Sizing, Snapshot, SnapshotUsage, Store, StoreSet, Target,
-    origin_mark,
+    Access, FileStore, InvalidPages, InvalidStore, NrPages, Origins, Pagemap, Region, Sizing,
+    Snapshot, Store, StoreSet, Target,
 };
-use tracing::info;
-use vhost_pmem::{Device, InvalidWindow, LAYER_CHUNK, Window, check_size};
+use tracing::{info, warn};
+use vhost_pmem::{Device, InvalidWindow, Window, check_size};
 
 use crate::cli::{BackingArgs, WindowArg};
 use crate::marks::Changes;
+use crate::overlay::{self, mend_overlay, origins};
 use crate::size::ByteSize;
 
 /// What is to be served.
@@ -31,17 +31,6 @@ pub(crate) struct Backing {
     pub(crate) snapshots: Vec<(Position, Arc<Snapshot>)>,
     /// What no table has.
     pub(crate) overlay: Option<Arc<Snapshot>>,
-}
-
-/// The size of an overlay's chunks: that of a snapshot which is taken later, as it may become an
-/// overlay's file.
-pub(crate) fn overlay_chunk() -> NrPages {
-    NrPages::try_new(LAYER_CHUNK).expect("a few pages")
-}
-
-/// The files that overlays are used over.
-pub(crate) fn origins(accept_base: bool) -> Origins {
-    if accept_base { Origins::Any } else { Origins::Same }
 }
 
 /// Whether what the user asked for may take a served window.
@@ -86,7 +75,10 @@ fn open_alone(path: &Path, args: &BackingArgs) -> anyhow::Result<Backing> {
     let mut set = StoreSet::default();
     let origins = origins(args.accept_base);
     let overlay = args.overlay.as_ref();
-    let overlay = overlay.map(|overlay| open_overlay(&mut set, origins, path, overlay));
+    let overlay = overlay.map(|overlay| {
+        let asked = overlay::Asked { base: path, overlay, size: args.size, origins };
+        asked.open(&mut set)
+    });
     let overlay = overlay.transpose().with_context(context)?;
     let target: Arc<dyn Target> = match &overlay {
         Some(snapshot) => Arc::clone(snapshot) as _,
@@ -98,80 +90,13 @@ fn open_alone(path: &Path, args: &BackingArgs) -> anyhow::Result<Backing> {
     Ok(Backing { region, stores, mirrors: Vec::new(), snapshots: Vec::new(), overlay })
 }
 
-/// What is kept in an overlay over a file that is only read.
-fn open_overlay(
-    set: &mut StoreSet,
-    origins: Origins,
-    path: &Path,
-    overlay: &Path,
-) -> anyhow::Result<Arc<Snapshot>> {
-    let base = set.open(path, Access::ReadOnly)?;
-    let size = base.nr_pages();
-    let chunk = overlay_chunk();
-    let ample = Snapshot::ample_cow(size, chunk)?;
-    let context = || format!("overlay {}", overlay.display());
-    let cow = if overlay == Path::new("memory") {
-        set.space().add(Box::new(MemoryStore::new("memory", ample)?))?
-    } else if overlay.exists() && !is_empty_file(overlay) {
-        set.open(overlay, Access::ReadWrite).with_context(context)?
-    } else {
-        if origins == Origins::Same {
-            check_unmarked(path, &base).with_context(context)?;
-        }
-        let (store, _) = FileStore::open_new(overlay, ample).with_context(context)?;
-        info!(path = %overlay.display(), size = %ByteSize(ample.bytes()), "overlay created, sparse");
-        set.add(store).with_context(context)?
-    };
-    let snapshot = Snapshot::open_over(origins, base, cow, chunk, size)
-        .map_err(explain_overlay)
-        .with_context(context)?;
-    let SnapshotUsage { used, capacity, .. } = snapshot.usage();
-    info!(path = %overlay.display(), used, capacity, "overlay opened; its chunks in use");
-    Ok(Arc::new(snapshot))
-}
-
-/// That there are no changes to a base somewhere else, before an overlay is made over it.
-fn check_unmarked(path: &Path, base: &Pagemap) -> anyhow::Result<()> {
-    match origin_mark(base.store().fd())? {
-        Some(mark) => {
-            let marked = MarkedStore { store: path.display().to_string(), mark };
-            Err(explain_overlay(InvalidSnapshot::Marked(marked)))
-        }
-        None => Ok(()),
-    }
-}
-
-/// Adds to a refusal of an overlay what the user can do about it.
-pub(crate) fn explain_overlay(error: InvalidSnapshot) -> anyhow::Error {
-    let mend = mend_overlay(&error);
-    anyhow!("{:#}{mend}", anyhow!(error))
-}
-
-fn mend_overlay(error: &InvalidSnapshot) -> String {
-    match error {
-        InvalidSnapshot::Base(_) => {
-            "; bring it back as it was, or, if it is right as it is, give --accept-base".to_owned()
-        }
-        InvalidSnapshot::Marked(MarkedStore { store, mark }) => format!(
-            "{}; to keep an overlay over the state of the snapshot, give --accept-base",
-            Changes::of(mark).advice(Path::new(store))
-        ),
-        _ => String::new(),
-    }
-}
-
-/// The same for a table.
+/// Adds to a refusal of a table what the user can do about its snapshots.
 fn explain_table(error: &OpenTableError) -> anyhow::Error {
     let mend = match &error.kind {
         OpenTableErrorKind::Snapshot(error) => mend_overlay(error),
         _ => String::new(),
     };
     anyhow!("{error}{mend}")
-}
-
-/// Whether a file is one that was made and not yet given a size, as a power cut may leave it.
-fn is_empty_file(path: &Path) -> bool {
-    path.metadata().is_ok_and(|metadata| metadata.is_file() && metadata.len() == 0)
 }
 
 fn open_file(path: &Path, args: &BackingArgs) -> anyhow::Result<FileStore> {
@@ -268,6 +193,23 @@ pub(crate) fn describe(window: &Window, size: NrPages) -> String {
             format!("served{}{}", because.unwrap_or_default(), tail.unwrap_or_default())
         }
     }
+}
+
+/// Warns of a window that is larger than what it shows: a guest that grows its filesystem, as images
+/// for clouds have it done when they are first started, writes there.
+pub(crate) fn warn_of_tail(window: &Window, region: NrPages, args: &BackingArgs) {
+    let Window::Served { size: shown, .. } = window else { return };
+    if *shown <= region || args.read_only {
+        return;
+    }
+    let next = ByteSize(shown.bytes());
+    let mend = match (&args.file, &args.overlay) {
+        (Some(_), Some(_)) => format!("give --size {} to keep what is written there", next.0),
+        (Some(_), None) => format!("give --size {} to grow the file, sparsely", next.0),
+        (None, _) => format!("let the table end at sector {}", next.0 / 512),
+    };
+    let size = ByteSize(region.bytes());
+    warn!(%size, window = %next, mend, "what a guest writes after the end fails its flushes");
 }
 
 /// Adds to a refusal what the user can do about it, to the file or else the table.

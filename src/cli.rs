@@ -279,15 +279,16 @@ pub(crate) struct BackingArgs {
     #[arg(long, value_name = "PATH", required_unless_present_any = ["table", "config", "withdraw"], conflicts_with = "table")]
     pub(crate) file: Option<PathBuf>,
 
-    /// Create the file with this size, or grow it; new space is sparse, and nothing is ever cut off.
-    /// In bytes, or with a suffix: K, M, G or T, powers of 1024
+    /// Create the file with this size, or grow it; new space is sparse, and the file is never truncated.
+    /// With --overlay, the size that the guest sees, which the overlay keeps: zeroes follow the file's
+    /// end, and can be written. In bytes, or with a suffix: K, M, G or T, powers of 1024
     #[arg(long, value_name = "SIZE", conflicts_with = "table")]
     pub(crate) size: Option<ByteSize>,
 
     /// Keep what the guest writes apart from the file, in this one, which is created where there is
     /// none; or in memory, until the daemon ends, if it is "memory". The file is only read, and any
     /// number of daemons may share it
-    #[arg(long, value_name = "PATH", requires = "file", conflicts_with_all = ["size", "table"])]
+    #[arg(long, value_name = "PATH", requires = "file", conflicts_with = "table")]
     pub(crate) overlay: Option<PathBuf>,
 
     /// Only read the file: what the guest writes to it fails at its next flush

@@ -15,6 +15,7 @@ mod log;
 mod marks;
 mod merge;
 mod metrics;
+mod overlay;
 mod progress;
 mod relay;
 mod resync;
@@ -98,7 +99,7 @@ fn operate(command: &Command) -> anyhow::Result<()> {
             at: MergeArgs { file: Some(file), overlay: Some(overlay), accept_base, .. },
             ..
         } => {
-            return merge::run(file, overlay, backing::origins(*accept_base), out);
+            return merge::run(file, overlay, overlay::origins(*accept_base), out);
         }
         Command::Merge { at: MergeArgs { control: Some(control), device, .. }, json } => {
             let (control, device) = (control.clone(), device.clone());
@@ -211,6 +212,7 @@ fn serve(cli: &Cli) -> anyhow::Result<()> {
     let tidy = || unlink.into_iter().for_each(|unlink| unlink());
     shutdown::on_signal(Arc::clone(&device), sandbox.pass(Role::Signals), tidy)
         .context("cannot set up signals")?;
+    backing::warn_of_tail(device.window(), nr_pages, &cli.backing);
     let window = backing::describe(device.window(), nr_pages);
     service::ready();
     sandbox.wait_for_all();

@@ -2,18 +2,19 @@
 
 //! `vhost-pmemd merge --file --overlay`: an overlay into its base, while nobody serves either.
 
-use std::fs;
+use std::fs::{self, File};
 use std::io::Write;
 use std::path::Path;
+use std::sync::Arc;
 
 use anyhow::{Context, bail};
 use pfn_blk::{
-    Access, FileStore, OriginMark, Origins, PfnSpace, Snapshot, Store, Target, origin_mark,
-    unmark_origin,
+    Access, CowFile, FileStore, NrPages, OriginMark, Origins, PfnSpace, Snapshot, Store,
+    origin_mark, unmark_origin,
 };
 
-use crate::backing::{explain_overlay, overlay_chunk};
 use crate::marks::{Changes, is_kept_in};
+use crate::overlay::{explain_overlay, overlay_chunk, with_tail};
 use crate::progress::{Progress, Unit};
 use crate::size::ByteSize;
 
@@ -24,18 +25,41 @@ pub(crate) fn run(
     origins: Origins,
     out: &mut impl Write,
 ) -> anyhow::Result<()> {
-    let merge = || {
+    let context = || format!("cannot merge {} into {}", overlay.display(), base.display());
+    let bytes = Pair { base, overlay, origins }.merge().with_context(context)?;
+    writeln!(out, "merged {}; the overlay is removed", ByteSize(bytes))?;
+    Ok(())
+}
+
+/// What is merged into what.
+#[derive(Debug, Clone, Copy)]
+struct Pair<'a> {
+    base: &'a Path,
+    overlay: &'a Path,
+    origins: Origins,
+}
+
+impl Pair<'_> {
+    /// Returns how many bytes were merged.
+    fn merge(self) -> anyhow::Result<u64> {
+        let Self { base, overlay, .. } = self;
         let store = FileStore::open_origin(base).context("the base")?;
         if let Some(mark) = origin_mark(store.fd())? {
             check_mark(base, &mark, overlay)?;
         }
-        let file = store.fd().try_clone_to_owned()?;
-        let changes = FileStore::open(overlay, Access::ReadWrite).context("the overlay")?;
-        let mut space = PfnSpace::new();
-        let (origin, cow) = (space.add(Box::new(store))?, space.add(Box::new(changes))?);
-        let (size, chunk) = (origin.nr_pages(), overlay_chunk());
-        let snapshot =
-            Snapshot::open_over(origins, origin, cow, chunk, size).map_err(explain_overlay)?;
+        let is = store.nr_pages();
+        let size = CowFile::read(overlay).map_or(is, |cow| cow.nr_pages);
+        let (mut snapshot, mut file) = self.open(store, size)?;
+        if size > is {
+            // The overlay has a tail. What it is for is the base of before until the merge has begun.
+            snapshot.begin_merge()?;
+            drop(snapshot);
+            grow(&file, size).context("cannot grow the base")?;
+            drop(file);
+            let store = FileStore::open_origin(base).context("the base")?;
+            (snapshot, file) = self.open(store, size)?;
+        }
+        let chunk = snapshot.usage().chunk;
         let mut progress = Progress::begin("merging", Unit::Bytes);
         let mut chunks = 0;
         loop {
@@ -49,12 +73,26 @@ pub(crate) fn run(
         drop(progress);
         unmark_origin(file).context("the base is still marked as a snapshot's origin")?;
         fs::remove_file(overlay).context("cannot remove the overlay, which is merged")?;
-        anyhow::Ok(chunks * chunk.bytes())
-    };
-    let context = || format!("cannot merge {} into {}", overlay.display(), base.display());
-    let bytes = merge().with_context(context)?;
-    writeln!(out, "merged {}; the overlay is removed", ByteSize(bytes))?;
-    Ok(())
+        Ok(chunks * chunk.bytes())
+    }
+
+    /// The overlay over a base that was opened, and the base's file.
+    fn open(self, store: FileStore, size: NrPages) -> anyhow::Result<(Snapshot, File)> {
+        let file = File::from(store.fd().try_clone_to_owned()?);
+        let changes = FileStore::open(self.overlay, Access::ReadWrite).context("the overlay")?;
+        let mut space = PfnSpace::new();
+        let (base, cow) = (space.add(Box::new(store))?, space.add(Box::new(changes))?);
+        let origin = with_tail(Arc::clone(&base), size)?;
+        let snapshot = Snapshot::open_over(self.origins, origin, cow, overlay_chunk(), size)
+            .map_err(explain_overlay)?;
+        Ok((snapshot, file))
+    }
+}
+
+/// Gives a file that size, durably.
+fn grow(file: &File, size: NrPages) -> std::io::Result<()> {
+    file.set_len(size.bytes())?;
+    file.sync_all()
 }
 
 /// That the changes to a base which its mark tells of are those in `overlay`.

@@ -25,7 +25,7 @@ use vhost_pmem::{
 use super::measures::Cache;
 use super::process::OwnProcess;
 use super::protocol::{self, Command, Cow, Report, Request, State, Status};
-use crate::backing::overlay_chunk;
+use crate::overlay::overlay_chunk;
 use crate::resync;
 use crate::sandbox::Sandbox;
 

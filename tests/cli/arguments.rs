@@ -29,7 +29,6 @@ fn arguments_that_make_no_sense_are_refused_by_name() {
         ("--socket-path @/socket --file @/file --table @/table", "cannot be used with"),
         ("--socket-path @/socket --table @/table --size 1M", "cannot be used with"),
         ("--socket-path @/socket --file @/file --size 1.5G", "such as 256M, 4G or 1T"),
-        ("--socket-path @/socket --file @/file --overlay @/cow --size 1M", "cannot be used with"),
         ("--socket-path @/socket --file @/file --overlay @/cow --read-only", "cannot be used with"),
         ("--socket-path @/socket --table @/table --overlay @/cow", "cannot be used with"),
     ] {

@@ -88,7 +88,8 @@ impl Page {
     fn serve(&mut self, words: &[String]) -> bool {
         self.end();
         if let Some(file) = self.path(words, "--file").filter(|file| !file.exists()) {
-            if !words.iter().any(|word| word == "--size") {
+            let has = |option| words.iter().any(|word| word == option);
+            if !has("--size") || has("--overlay") {
                 File::create(file).unwrap().set_len(4 << 20).unwrap();
             }
         }

@@ -10,6 +10,7 @@ mod fsync;
 mod load;
 mod log;
 mod mirrors;
+mod overlays;
 mod prefetch;
 mod publish;
 mod terminal;

@@ -3,6 +3,7 @@
 //! What no VMM can map: copy-on-write and mirrored memory, with DAX all the same.
 
 mod dropped;
+mod grown;
 mod killed;
 mod live;
 mod published;

@@ -334,6 +334,24 @@ fn merge_that_ended_at_any_point_is_gone_on_with() {
     assert!((5..40).contains(&ended), "{ended} of 40");
 }
 
+/// What was written after the end of a base is merged into one that was grown for it.
+#[test]
+fn base_may_grow_once_a_merge_has_begun() {
+    let Some(place) = Place::new() else { return };
+    place.write("cow", 3, 1);
+    let grow = |len: u64| {
+        let file = File::options().write(true).open(place.path("base")).unwrap();
+        file.set_len(len * 4096).unwrap();
+    };
+    let base = FileStore::open_origin(&place.path("base")).unwrap();
+    place.open_over(Origins::Same, base, "cow").unwrap().begin_merge().unwrap();
+    grow(PAGES * 2);
+    assert_eq!(place.shown("cow"), with(&[(3, 1)]));
+    // Not as it grows into another one.
+    drop(FileStore::open(&place.path("base"), Access::ReadWrite).unwrap());
+    assert_eq!(place.is_refused("cow"), BaseChange::Written);
+}
+
 /// What is kept over a COW store is refused when that has changed, and the COW store itself if it is
 /// empty and what it is kept over has changed.
 #[test]

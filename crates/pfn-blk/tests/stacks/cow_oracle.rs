@@ -91,7 +91,8 @@ impl Cow {
         this.put(0, b"pfnblkCW");
         let version = 1 + u32::from(data.byte() % 4 != 1);
         this.put(8, &version.to_le_bytes());
-        this.put(16, &(pages as u64).to_le_bytes());
+        let was = if data.byte() % 4 == 1 { 1 + data.byte() % pages } else { pages };
+        this.put(16, &(was as u64).to_le_bytes());
         this.put(24, &(chunk as u64).to_le_bytes());
         this.put(32, &(said as u64).to_le_bytes());
         this.put(40, &check.to_le_bytes());
@@ -170,7 +171,7 @@ impl Cow {
         let is_good = &header[..8] == b"pfnblkCW"
             && (1..=2).contains(&self.number(8, 4))
             && self.number(12, 4) == u64::from(crc(0, &summed))
-            && self.number(16, 8) == self.pages as u64
+            && (1..=self.pages as u64).contains(&self.number(16, 8))
             && self.number(24, 8) == self.chunk as u64
             && (self.number(44, 4) == 0
                 || self.number(32, 8) == 0
@@ -193,7 +194,11 @@ impl Cow {
                 return None;
             }
         }
-        (is_good && self.number(40, 4) == u64::from(check)).then_some(places)
+        // Of a smaller snapshot a part of a chunk may be there, and no more of that.
+        let was = usize::try_from(self.number(16, 8)).unwrap_or(0);
+        let is_cut = was % self.chunk != 0 && places.contains_key(&(was / self.chunk));
+        let fits = was == self.pages || !is_cut;
+        (is_good && fits && self.number(40, 4) == u64::from(check)).then_some(places)
     }
 
     fn open(&self) -> Result<Snapshot, InvalidSnapshot> {

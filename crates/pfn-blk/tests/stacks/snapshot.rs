@@ -8,8 +8,8 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
 
 use pfn_blk::{
-    Access, BioError, FileStore, InvalidMetadata, InvalidSnapshot, NrPages, PfnSpace, Pgoff,
-    Region, Snapshot, Table, Target,
+    Access, BioError, CowFile, FileStore, InvalidMetadata, InvalidSnapshot, NrPages, PfnSpace,
+    Pgoff, Region, Snapshot, Table, Target, ZeroTarget,
 };
 use proptest::prelude::*;
 use proptest::sample::Index;
@@ -224,6 +224,50 @@ fn snapshot_of_other_geometry_is_refused() {
         InvalidSnapshot::LargerThanOrigin { nr_pages, .. } if nr_pages == NrPages::try_new(17).unwrap()
     ));
     assert!(matches!(files.refusal(9, PAGES), InvalidSnapshot::SmallCow { .. }));
+}
+
+/// The origin and, behind its end, zeroes that are never written.
+fn with_tail(files: &Files, pages: u64) -> Result<Region, InvalidSnapshot> {
+    let mut space = PfnSpace::new();
+    let mut store = |path: PathBuf, access| {
+        let store = FileStore::open(&path, access).unwrap();
+        space.add(Box::new(store)).unwrap() as Arc<dyn Target>
+    };
+    let mut entries = vec![(range(0, PAGES), store(files.origin(), Access::ReadOnly))];
+    if let tail @ 1.. = pages - PAGES {
+        entries.push((range(PAGES, tail), Arc::new(ZeroTarget::new(nr_pages(tail)))));
+    }
+    let (origin, cow) = (Table::try_new(entries).unwrap(), store(files.cow(), Access::ReadWrite));
+    let snapshot = Snapshot::open(Arc::new(origin), cow, nr_pages(CHUNK), nr_pages(pages))?;
+    Ok(Region::try_new(Arc::new(snapshot)).unwrap())
+}
+
+#[test]
+fn snapshot_grows_and_keeps_its_size() {
+    let files = Files::new(20);
+    let open = |pages| with_tail(&files, pages);
+    let region = open(PAGES).unwrap();
+    write(&region, 3, &[0xa1]).unwrap();
+    region.persist(region.pages()).unwrap();
+    drop(region);
+    let region = open(PAGES + 9).unwrap();
+    write(&region, PAGES + 3, &[0xa2]).unwrap();
+    region.persist(region.pages()).unwrap();
+    drop(region);
+    let mut expected = changed(&[(3, 0xa1)]);
+    expected.extend(fill(&[0, 0, 0, 0xa2, 0, 0, 0, 0, 0]));
+    assert_eq!(read(&open(PAGES + 9).unwrap()), expected);
+    let refused = open(PAGES).unwrap_err().to_string();
+    assert!(refused.contains("can't be used"), "{refused}");
+    assert_eq!(CowFile::read(&files.cow()).unwrap().nr_pages, nr_pages(PAGES + 9));
+    // A half of a chunk at the end: nothing may be read from the other half.
+    let region = open(PAGES + 9).unwrap();
+    write(&region, PAGES + 8, &[0xa3]).unwrap();
+    region.persist(region.pages()).unwrap();
+    drop(region);
+    open(PAGES + 10).unwrap_err();
+    open(PAGES + 9).unwrap();
+    assert_eq!(std::fs::read(files.origin()).unwrap(), original());
 }
 
 #[test]

@@ -143,7 +143,8 @@ impl Found {
     /// and have written to it.
     pub(super) fn check(&self, made_for: Base, next: Option<Id>) -> Result<(), BaseChange> {
         let is = self.base;
-        if is.pages != made_for.pages {
+        let may_have_grown = next.is_some() && is.pages > made_for.pages;
+        if is.pages != made_for.pages && !may_have_grown {
             return Err(BaseChange::Size { was: made_for.pages, is: is.pages });
         }
         let is_merged_into = next.is_some_and(|next| self.generations.contains(&next));

@@ -47,6 +47,8 @@ impl Header for CowHeader {
 /// What the header says beside the map.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct Record {
+    /// The size of the snapshot, in pages.
+    pub(super) nr_pages: u64,
     /// Which COW store this is. None until it has a header of version 2.
     pub(super) id: Option<Id>,
     /// What it is kept over.
@@ -57,19 +59,19 @@ pub(super) struct Record {
 
 impl Record {
     /// What the next header says of a store whose header was this one: it has an id.
-    pub(super) fn new(was: Option<Self>) -> io::Result<Self> {
+    pub(super) fn new(was: Option<Self>, layout: Layout) -> io::Result<Self> {
         let id = was.and_then(|was| was.id).map_or_else(Id::random, Ok)?;
-        Ok(Self { id: Some(id), base: None, next: None })
+        Ok(Self { nr_pages: layout.nr_pages.get(), id: Some(id), base: None, next: None })
     }
 }
 
 impl CowHeader {
-    pub(super) fn new(layout: Layout, count: u64, check: u32, record: &Record) -> Self {
+    pub(super) fn new(chunk: NrPages, count: u64, check: u32, record: &Record) -> Self {
         let bytes = |id: Option<Id>| id.map_or([0; 16], Id::to_bytes);
         let base = record.base.unwrap_or_default();
         Self {
-            nr_pages: layout.nr_pages.get().into(),
-            chunk: layout.chunk.get().into(),
+            nr_pages: record.nr_pages.into(),
+            chunk: chunk.get().into(),
             count: count.into(),
             check: check.into(),
             has_base: u32::from(record.base.is_some()).into(),
@@ -88,6 +90,7 @@ impl CowHeader {
             modified: self.base_modified.get(),
         };
         Record {
+            nr_pages: self.nr_pages.get(),
             id: Id::from_bytes(self.id),
             base: (self.has_base.get() != 0).then_some(base),
             next: Id::from_bytes(self.next),

@@ -49,7 +49,7 @@ fn check_of(before: u32, chunk: u32) -> u32 {
 }
 
 impl Map {
-    /// Reads the map of a COW store, and what its header says beside; none if the store is blank.
+    /// Reads the map of a COW store, made for a snapshot of that size or a smaller one, and what its header says beside; none if the store is blank.
     pub(super) fn load(
         cow: &dyn Target,
         layout: Layout,
@@ -58,7 +58,10 @@ impl Map {
         let Some(header) = metadata::load::<CowHeader>(cow, layout.map_page(0))? else {
             return Ok(None);
         };
-        check("size in pages", header.nr_pages.get(), layout.nr_pages.get())?;
+        let (was, asked) = (header.nr_pages.get(), layout.nr_pages.get());
+        if was == 0 || was > asked {
+            check("size in pages", was, asked)?;
+        }
         check("chunk size in pages", header.chunk.get(), layout.chunk.get())?;
         let mut map = Self::new(layout);
         let count = header.count.get();
@@ -78,6 +81,12 @@ impl Map {
         }
         if map.check() != header.check.get() {
             return Err(InvalidSnapshot::Entry(count));
+        }
+        // What follows a part of a chunk in the store was never part of the snapshot.
+        let is_cut = was % layout.chunk.get() != 0;
+        let last = was / layout.chunk.get();
+        if was < asked && is_cut && map.by_chunk.keys().any(|chunk| u64::from(*chunk) == last) {
+            check("size in pages", was, asked)?;
         }
         Ok(Some((map, header.record())))
     }
@@ -134,7 +143,7 @@ impl Map {
 
     /// The header of a map of the first `count` entries.
     pub(super) fn header(&self, count: u64, record: &Record) -> CowHeader {
-        CowHeader::new(self.layout, count, self.check_at(count), record)
+        CowHeader::new(self.layout.chunk, count, self.check_at(count), record)
     }
 
     /// The page of the map that has entry `at`, as far as there are entries.

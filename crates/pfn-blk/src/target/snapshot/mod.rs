@@ -190,7 +190,8 @@ pub struct SnapshotUsage {
 /// over the same origin for neither. The header that says that no chunk is left has the origin as it
 /// is then.
 ///
-/// The store may grow, and is used to its new end when it is opened again.
+/// The store may grow, and is used to its new end when it is opened again. So may the snapshot, over
+/// an origin with that many pages, unless a part of a chunk at its end was written.
 ///
 /// # Example
 ///
@@ -284,7 +285,7 @@ impl Snapshot {
         let was = loaded.as_ref().map(|(_, record)| *record);
         let map = loaded.map_or_else(|| Map::new(layout), |(map, _)| map);
         let may_begin = base::outlives(&*cow)?;
-        let mut record = Record::new(was).map_err(no_random)?;
+        let mut record = Record::new(was, layout).map_err(no_random)?;
         match origins {
             Origins::StandIn => record = was.unwrap_or(record),
             Origins::Same | Origins::Any => {
@@ -338,12 +339,11 @@ impl Snapshot {
             Some((_, Record { id: Some(id), .. })) => return Ok(id),
             _ => {}
         }
-        let id = Id::random().map_err(no_random)?;
-        let record = Record { id: Some(id), base: None, next: None };
+        let record = Record::new(None, layout).map_err(no_random)?;
         let header = metadata::encode(&Map::new(layout).header(0, &record));
         metadata::write(cow, 0, &header).map_err(not_updated).map_err(InvalidMetadata::Sync)?;
         persist_all(cow).map_err(InvalidMetadata::Sync)?;
-        Ok(id)
+        Ok(record.id.expect("a new record has one"))
     }
 
     /// Which COW store it is; none if its header is of version 1, and wasn't written since.
@@ -371,9 +371,7 @@ impl Snapshot {
     /// Bios go on between one piece and the next, and may change more. After an error or a crash
     /// nothing is lost, and the call may be repeated.
     pub fn merge(&self, chunks: u64) -> Result<u64, BioError> {
-        if self.origin.access() == Access::ReadOnly {
-            return Err(BioError::ReadOnly { store: "the origin".to_owned() });
-        }
+        self.check_writable()?;
         let mut merged = 0;
         while merged < chunks {
             let mut committed = lock(&self.committed);
@@ -387,6 +385,24 @@ impl Snapshot {
             }
         }
         Ok(merged)
+    }
+
+    /// Does what [`merge`](Self::merge) does before it writes, so that the store stays good for an
+    /// origin whose files are grown then.
+    pub fn begin_merge(&self) -> Result<(), BioError> {
+        self.check_writable()?;
+        let mut committed = lock(&self.committed);
+        match &committed.failed {
+            Some(failed) => Err(failed.clone().into()),
+            None => Ok(self.announce_merge(&mut committed)?),
+        }
+    }
+
+    fn check_writable(&self) -> Result<(), BioError> {
+        match self.origin.access() {
+            Access::ReadWrite => Ok(()),
+            Access::ReadOnly => Err(BioError::ReadOnly { store: "the origin".to_owned() }),
+        }
     }
 
     /// Merges the last chunks that were taken, and gives them back.
