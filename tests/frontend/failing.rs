@@ -49,6 +49,7 @@ fn fails_until_it_is_cleared(window: &str) {
     for _ in 0..3 {
         assert_eq!(vmm.driver.flush(), -1);
     }
+    daemon.wait_until_logged("flush failed").unwrap();
     assert_eq!(daemon.log().matches("flush failed").count(), 1, "{}", daemon.log());
 
     let (cleared, said) = operate(&control, "clear-failure");
