@@ -320,7 +320,7 @@ impl Filesystem for RegionFile {
             Err(cause) => {
                 self.log("write", &cause);
                 if write_flags.contains(WriteFlags::FUSE_WRITE_CACHE) {
-                    // Nobody waits for it. Remembered before the kernel can send an FSYNC.
+                    // No one waits for it. Remembered before the kernel can send an FSYNC.
                     self.syncs.writeback_failed(&cause);
                 }
                 reply.error(cause.errno());

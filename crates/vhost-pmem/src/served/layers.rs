@@ -42,7 +42,7 @@ pub enum LayerError {
     /// A guest may have pages in use that would change beneath it.
     #[error("a VMM still has the window mapped, or a process has it open; end its guest first")]
     InUse,
-    /// Nobody can tell.
+    /// Whether a guest has pages in use can't be found out.
     #[error(
         "cannot tell whether a VMM that was connected still has the window mapped: cannot open it \
          again"

@@ -222,7 +222,7 @@ impl LiveLayers {
     pub(crate) fn drop_changes(&self) -> Result<PathBuf, LayerError> {
         let openings = &self.served.openings;
         self.lending.renew().map_err(LayerError::Reopen)?;
-        // A frontend that comes meanwhile must not wait: nothing makes its guest wait.
+        // Frontends may map during this wait: nothing would make their guests wait for it.
         openings.wait(OWN_OPENINGS, RELEASED_SOON);
         let _withheld = self.lending.withhold().ok_or(LayerError::Connected)?;
         let _closed = openings.close(OWN_OPENINGS).ok_or(LayerError::InUse)?;

@@ -80,7 +80,7 @@ impl Openings {
     }
 }
 
-/// Lets nobody open the file.
+/// Lets no one open the file.
 pub(super) struct Closed<'a>(&'a Openings);
 
 impl Drop for Closed<'_> {

@@ -79,7 +79,7 @@ impl Syncs {
             }
             return Err(cause);
         }
-        // Something may have failed meanwhile.
+        // A writeback may have failed during the sync.
         self.refusal().map_or(Ok(()), Err)
     }
 
