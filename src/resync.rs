@@ -9,7 +9,7 @@ use std::sync::Arc;
 
 use anyhow::{Context, bail};
 use pfn_blk::table::{OpenLeg, OpenMirror};
-use pfn_blk::{Access, FileStore, LegState, PfnSpace, Store, Target};
+use pfn_blk::{Access, BioError, FileStore, LegState, PfnSpace, Store, Target};
 use tracing::{info, warn};
 
 use crate::sandbox::Pass;
@@ -46,6 +46,7 @@ fn make_whole(open: &OpenMirror) {
             let legs: Vec<_> = status.legs.iter().map(LegState::to_string).collect();
             warn!(%position, ?legs, "mirror: degraded: not all legs could be brought up");
         }
+        Err(BioError::Interrupted) => info!(%position, "mirror: making way for another leg"),
         Err(error) => {
             warn!(%position, error = &error as &dyn Error, "mirror: cannot be made whole");
         }

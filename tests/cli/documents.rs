@@ -27,23 +27,45 @@ fn pages() -> Vec<PathBuf> {
     docs.chain([root.join("README.md")]).collect()
 }
 
-/// What follows the daemon's name in each command of its own.
-fn commands(page: &Path) -> Vec<Vec<String>> {
+/// What a page has one do.
+enum Step {
+    /// What follows the daemon's name in a command of its own.
+    Run(Vec<String>),
+    /// A line that makes files.
+    Make(String),
+    /// A table, which the next daemon that needs one is given.
+    Table(String),
+}
+
+/// The steps of a page, in order.
+fn steps(page: &Path) -> Vec<Step> {
     let text = fs::read_to_string(page).unwrap().replace("\\\n", " ");
-    let blocks = text.split("```console\n").skip(1).flat_map(|block| block.split("```").next());
-    let typed = blocks.flat_map(str::lines).filter_map(|line| {
-        let line = line.strip_prefix("$ ").or_else(|| line.strip_prefix("# "))?;
-        let mut words = line.split_whitespace().take_while(|word| !matches!(*word, "#" | "&"));
-        let program = words.next()?.rsplit('/').next()?;
-        (program == "vhost-pmemd").then(|| words.map(str::to_owned).collect())
-    });
-    typed.collect()
+    let mut steps = Vec::new();
+    for block in text.split("```").skip(1).step_by(2) {
+        let Some(console) = block.strip_prefix("console\n") else {
+            let is_table = block.starts_with("\n0 ") && block.contains(" /srv/");
+            steps.extend(is_table.then(|| Step::Table(block.trim_start().to_owned())));
+            continue;
+        };
+        steps.extend(console.lines().filter_map(|line| {
+            let line = line.strip_prefix("$ ").or_else(|| line.strip_prefix("# "))?;
+            let mut words = line.split_whitespace().take_while(|word| !matches!(*word, "#" | "&"));
+            match words.next()?.rsplit('/').next()? {
+                "vhost-pmemd" => Some(Step::Run(words.map(str::to_owned).collect())),
+                "truncate" => Some(Step::Make(line.to_owned())),
+                _ => None,
+            }
+        }));
+    }
+    steps
 }
 
 /// A daemon of a page's, and the directories that the page's commands name.
 struct Page {
     place: Place,
     daemon: Option<Child>,
+    /// The last one that the page has shown.
+    table: String,
 }
 
 impl Drop for Page {
@@ -58,7 +80,15 @@ impl Page {
         for root in ROOTS {
             fs::create_dir_all(place.path(&root[1..])).unwrap();
         }
-        Self { place, daemon: None }
+        Self { place, daemon: None, table: String::new() }
+    }
+
+    /// Makes files, as the shell does.
+    fn make(&self, line: &str) {
+        let words: Vec<_> = line.split_whitespace().map(|word| self.here(word)).collect();
+        let mut shell = Command::new("sh");
+        shell.args(["-c", &words.join(" ")]).current_dir(self.place.path("srv"));
+        assert!(shell.status().unwrap().success(), "{line}");
     }
 
     /// The daemon, with words of which each is where the page has it, but below our place.
@@ -92,6 +122,9 @@ impl Page {
             if !has("--size") || has("--overlay") {
                 File::create(file).unwrap().set_len(4 << 20).unwrap();
             }
+        }
+        if let Some(table) = self.path(words, "--table") {
+            fs::write(table, self.table.replace("/srv/", &self.here("/srv/"))).unwrap();
         }
         if let Some(config) = self.path(words, "--config") {
             let device = "[device.vm1]\nsocket-path = 'vm1.sock'\nfile = 'vm1.img'\nsize = '1M'\n";
@@ -150,14 +183,28 @@ fn commands_that_the_pages_show_do_what_they_are_to() {
     let mut count = 0;
     for path in pages() {
         let mut page = Page::new();
-        for words in commands(&path) {
-            let done = if words[0].starts_with("--") {
+        // Made for the daemon that comes next.
+        let (mut made, mut table) = (Vec::new(), String::new());
+        for step in steps(&path) {
+            let words = match step {
+                Step::Run(words) => words,
+                Step::Table(shown) => {
+                    table = shown;
+                    continue;
+                }
+                Step::Make(line) => {
+                    made.push(line);
+                    continue;
+                }
+            };
+            let is_daemon = words[0].starts_with("--");
+            if is_daemon {
                 // Its files are its own example's.
                 page = Page::new();
-                page.serve(&words)
-            } else {
-                page.operate(&words)
-            };
+                page.table.clone_from(&table);
+            }
+            made.drain(..).for_each(|line| page.make(&line));
+            let done = if is_daemon { page.serve(&words) } else { page.operate(&words) };
             if !done {
                 return;
             }

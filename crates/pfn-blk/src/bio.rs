@@ -112,6 +112,9 @@ pub enum BioError {
     /// Pages could not be made durable.
     #[error(transparent)]
     Persist(#[from] PersistError),
+    /// A resync made way for a leg that is replaced.
+    #[error("interrupted, as a leg is replaced; the rest follows")]
+    Interrupted,
     /// The system has no random numbers.
     #[error("cannot obtain a random number")]
     Random(#[source] Arc<io::Error>),

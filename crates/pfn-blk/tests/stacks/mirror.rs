@@ -377,6 +377,24 @@ fn write_to_a_region_that_is_copied_reaches_all_legs() {
 }
 
 #[test]
+fn resync_makes_way_for_a_leg_that_is_replaced() {
+    let (parts, spare) = (Parts::new(), Parts::new());
+    let [one, _] = parts.controls();
+    let (mirror, region) = parts.open(InSync::No);
+    write(&region, 3, 8).unwrap();
+    let (replacing, new) = (Arc::clone(&mirror), Arc::clone(&spare.legs[0].pagemap));
+    let (done, is_done) = std::sync::mpsc::channel();
+    one.meanwhile(Kind::Read, move || {
+        thread::spawn(move || done.send(replacing.replace(1, new as _, Pgoff::ZERO)));
+        thread::sleep(Duration::from_millis(500));
+    });
+    assert!(matches!(mirror.resync(), Err(BioError::Interrupted)));
+    is_done.recv().unwrap().unwrap();
+    assert_eq!(mirror.resync().unwrap().legs, [Healthy, Healthy]);
+    assert!(read(&*parts.legs[0].pagemap) == read(&*spare.legs[0].pagemap));
+}
+
+#[test]
 fn what_fails_on_all_legs_fails_and_drops_none() {
     let parts = Parts::new();
     let (mirror, region) = parts.open(InSync::Yes);

@@ -135,9 +135,6 @@ pub enum ReplaceError {
     /// Nothing else has what it has.
     #[error("it is the last healthy leg; bring up another one first")]
     LastHealthy,
-    /// A resync is under way.
-    #[error("legs are being brought up; try again when that is done")]
-    Busy,
     /// The mirror can't be written.
     #[error("the mirror is read-only")]
     ReadOnly,

@@ -156,6 +156,8 @@ pub struct Mirror {
     regions: Vec<Mutex<()>>,
     /// Held during a resync.
     resyncing: Mutex<()>,
+    /// How many legs are about to be replaced, for which a resync ends.
+    replacing: AtomicU32,
     /// How many bios there were, for a resync to let them go first.
     bios: AtomicU64,
     _log_claims: Vec<Claim>,
@@ -228,6 +230,7 @@ impl Mirror {
             states: AtomicU32::new(states.into()),
             regions: (0..REGION_LOCKS).map(|_| Mutex::new(())).collect(),
             resyncing: Mutex::new(()),
+            replacing: AtomicU32::new(0),
             bios: AtomicU64::new(0),
             _log_claims: log_claims,
         })

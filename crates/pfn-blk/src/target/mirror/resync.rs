@@ -3,7 +3,7 @@
 //! Bringing legs up, and putting others in their place.
 
 use std::sync::atomic::Ordering;
-use std::sync::{Arc, PoisonError, TryLockError};
+use std::sync::{Arc, PoisonError};
 use std::time::{Duration, Instant};
 
 use tracing::warn;
@@ -83,18 +83,17 @@ impl Mirror {
     /// Puts `nr_pages` pages of `beneath`, from `start` on, in a leg's place, while bios go on. A
     /// [`resync`](Self::resync) then copies to it.
     ///
-    /// The new one is claimed; the old one is out of date from now on, and the other legs say so.
+    /// The new one is claimed; the old one is out of date from now on, and the other legs say so. A
+    /// resync that is under way is interrupted, and fails.
     pub fn replace(
         &self,
         leg: usize,
         beneath: Arc<dyn Target>,
         start: Pgoff,
     ) -> Result<(), ReplaceError> {
-        let _one = match self.resyncing.try_lock() {
-            Err(TryLockError::WouldBlock) => return Err(ReplaceError::Busy),
-            Err(TryLockError::Poisoned(poisoned)) => poisoned.into_inner(),
-            Ok(one) => one,
-        };
+        self.replacing.fetch_add(1, Ordering::SeqCst);
+        let _one = lock(&self.resyncing);
+        self.replacing.fetch_sub(1, Ordering::SeqCst);
         if self.access() == Access::ReadOnly || beneath.access() == Access::ReadOnly {
             return Err(ReplaceError::ReadOnly);
         }
@@ -129,6 +128,9 @@ impl Mirror {
         let next = |from| lock(&self.log).next_stale(from);
         let mut from = 0;
         while let Some(region) = next(from) {
+            if self.replacing.load(Ordering::SeqCst) > 0 {
+                return Err(BioError::Interrupted);
+            }
             let began = Instant::now();
             self.copy_region(region)?;
             if self.bios.swap(0, Ordering::Relaxed) > 0 {
