@@ -7,9 +7,11 @@ use std::sync::Arc;
 use std::thread;
 use std::time::{Duration, Instant};
 
-use vhost_pmem::Unanswerable::{self, NoRoom, Unshared};
+use vhost_pmem::Unanswerable::{self, NoRoom, Queue, Unshared};
 
-use crate::driver::{BUFFERS, DESC, Descriptor, INDIRECT, NEXT, QUEUE_SIZE, RAM, RAM_SIZE, WRITE};
+use crate::driver::{
+    AVAIL, BUFFERS, DESC, Descriptor, INDIRECT, NEXT, QUEUE_SIZE, RAM, RAM_SIZE, USED, WRITE,
+};
 use crate::server::Server;
 use crate::store::Control;
 use crate::vmm::{Abilities, Vmm};
@@ -91,17 +93,21 @@ fn flush_in_memory_that_is_not_shared_waits_until_it_is() {
 }
 
 #[test]
-fn descriptors_that_are_not_shared_any_more_wait_until_they_are() {
-    let (server, control, mut vmm) = start(true);
-    assert_eq!(vmm.driver.flush(), 0);
-    vmm.share_all_but(DESC..DESC + PAGE);
-    let head = add_flush(&mut vmm, false);
-    vmm.driver.publish();
-    expect_waiting(&server, 1, Unshared, "descriptor table");
-    assert_eq!((vmm.driver.answers(), control.syncs()), (0, 1));
-    vmm.share_all();
-    assert_eq!(vmm.driver.answer(), (head.into(), 4));
-    assert_eq!(status(&vmm), 0);
+fn rings_that_are_not_shared_any_more_wait_until_they_are() {
+    for (ring, obstacle) in [(DESC, Unshared), (AVAIL, Queue), (USED, Queue)] {
+        let (server, _control, mut vmm) = start(true);
+        assert_eq!(vmm.driver.flush(), 0);
+        vmm.share_all_but(ring..ring + PAGE);
+        let head = add_flush(&mut vmm, false);
+        vmm.driver.publish();
+        expect_waiting(&server, 1, obstacle, &format!("{ring:#x}"));
+        assert_eq!(vmm.driver.answers(), 0, "{ring:#x}");
+        vmm.share_all();
+        assert_eq!(vmm.driver.answer(), (head.into(), 4), "{ring:#x}");
+        assert_eq!(status(&vmm), 0, "{ring:#x}");
+        assert_eq!(vmm.driver.flush(), 0, "{ring:#x}");
+        assert_eq!(server.device.waiting(), None, "{ring:#x}");
+    }
 }
 
 #[test]
@@ -189,7 +195,7 @@ fn head_outside_the_table_stops_the_queue_until_it_is_reset() {
             assert_eq!(vmm.driver.answers(), 0);
             vmm.reset();
             vmm.activate();
-            // The device must want to be kicked again, too.
+            // The device must want to be kicked again as well.
             for _ in 0..3 {
                 assert_eq!(vmm.driver.flush(), 0);
             }
@@ -225,8 +231,10 @@ fn sync_that_failed_while_the_status_went_is_answered_when_it_is_back() {
 
 #[test]
 fn sync_that_succeeded_while_the_status_went_is_done_again_when_it_is_back() {
-    let (_server, control, mut vmm) = status_goes_while_synced(false);
+    let (server, control, mut vmm) = status_goes_while_synced(false);
     assert_eq!((status(&vmm), control.syncs()), (0, 3));
+    // The one before it, and this one, once.
+    assert_eq!(server.device.counts().flushes_done, 2);
     assert_eq!(vmm.driver.flush(), 0);
 }
 

@@ -200,9 +200,10 @@ impl Connection {
         is_there
     }
 
-    /// Tells the device of requests that can't be answered, if there are any.
+    /// Tells the device whether the queue stands still, as its first request can't be answered.
     fn set_waiting(&self, batch: &Batch) {
-        self.device.set_waiting(batch.obstacle.map(|obstacle| (obstacle, batch.waiting)));
+        let obstacle = batch.obstacle.filter(|_| batch.requests.is_empty());
+        self.device.set_waiting(obstacle.map(|obstacle| (obstacle, batch.waiting)));
         // The connection may have been closed, and this been reset, before.
         if self.closed.load(Ordering::SeqCst) {
             self.device.set_waiting(None);
@@ -262,8 +263,8 @@ impl Connection {
                 break;
             }
             let batch = queue::take(vring, &memory)?;
+            self.set_waiting(&batch);
             if batch.requests.is_empty() {
-                self.set_waiting(&batch);
                 drop(answering);
                 let is_empty = batch.obstacle.is_none();
                 if is_empty && self.come_soon(vring)?
@@ -279,7 +280,8 @@ impl Connection {
             self.polling.came();
             // What a VMM maps by itself it may have taken away while we slept.
             let requests = batch.requests;
-            let statuses = self.device.statuses(&requests, mapped && self.is_placed());
+            let mapped = mapped && self.is_placed();
+            let statuses = self.device.statuses(&requests, mapped);
             let memory = self.memory.table();
             let answered = queue::answer(&memory, &requests, &statuses);
             if memory.is_broken() {
@@ -287,7 +289,11 @@ impl Connection {
                 break;
             }
             // What can't be answered any more is met again as an obstacle.
-            queue::complete(vring, &memory, &requests[..answered])?;
+            let answered = &requests[..answered];
+            if !answered.is_empty() {
+                self.device.counters().batch(answered, &statuses, mapped);
+                queue::complete(vring, &memory, answered)?;
+            }
             self.polling.answered();
         }
         Ok(())

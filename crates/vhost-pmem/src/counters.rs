@@ -12,7 +12,7 @@ use std::time::Duration;
 use pfn_blk::PersistError;
 
 use crate::request::Request;
-use crate::spec::RequestType;
+use crate::spec::{RequestType, Status};
 
 /// The sizes that batches are sorted by, in requests. A queue holds no more than the last.
 const BATCH_SIZES: [u64; 9] = [1, 2, 4, 8, 16, 32, 64, 128, 256];
@@ -167,24 +167,19 @@ impl Counters {
         }
     }
 
-    /// A batch that is to be answered. `flushed` is whether its flushes succeed; nothing if the
-    /// guest's pages are not mapped.
-    pub(crate) fn batch(&self, batch: &[Request], flushed: Option<bool>) {
-        self.batches.add(batch.len() as u64);
-        let mut flushes = 0;
-        for request in batch {
-            match request.kind() {
-                Ok(RequestType::Flush) => flushes += 1,
-                Ok(RequestType::Unknown(_)) => self.unknown.add(1),
-                Err(_) => self.malformed.add(1),
-            }
+    /// Requests that were given their statuses, and are returned at once.
+    pub(crate) fn batch(&self, requests: &[Request], statuses: &[Status], mapped: bool) {
+        self.batches.add(requests.len() as u64);
+        for (request, status) in requests.iter().zip(statuses) {
+            let count = match (request.kind(), status) {
+                (Ok(RequestType::Flush), _) if !mapped => &self.flushes_unmapped,
+                (Ok(RequestType::Flush), Status::Success) => &self.flushes_done,
+                (Ok(RequestType::Flush), Status::Failure) => &self.flushes_failed,
+                (Ok(RequestType::Unknown(_)), _) => &self.unknown,
+                (Err(_), _) => &self.malformed,
+            };
+            count.add(1);
         }
-        let count = match flushed {
-            Some(true) => &self.flushes_done,
-            Some(false) => &self.flushes_failed,
-            None => &self.flushes_unmapped,
-        };
-        count.add(flushes);
     }
 
     /// Another process has synced a published window, or failed to.

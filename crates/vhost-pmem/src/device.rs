@@ -420,7 +420,6 @@ impl Device {
             true => self.flush(),
             false => Status::Failure,
         };
-        self.counters.batch(batch, mapped.then_some(flushed == Status::Success));
         let status = |request| if is_flush(request) { flushed } else { Status::Failure };
         for request in batch {
             if let Err(malformed) = request.kind() {

@@ -130,7 +130,7 @@ fn ring_starts_at_its_used_index_in_every_order_of_the_messages() {
 }
 
 #[test]
-fn ring_whose_base_is_behind_or_beyond_starts_at_its_used_index() {
+fn ring_whose_base_is_before_or_beyond_it_starts_at_its_used_index() {
     let served = Served::start();
     let file = served.file();
     for base in [0, 1, 2, 4, 5, 200, u16::MAX] {
