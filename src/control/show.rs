@@ -57,7 +57,7 @@ fn row(Report { name, state, .. }: &Report) -> ([String; 5], (Style, String)) {
     (columns, condition(status))
 }
 
-/// What is wrong with a device that is served, in a few words; `good` is only what has nothing wrong.
+/// What is wrong with a device that is served, in a few words; `good` if nothing is.
 fn condition(status: &Status) -> (Style, String) {
     let mut bad = Vec::new();
     if let Some(Pages::Unmapped { .. }) = status.pages {

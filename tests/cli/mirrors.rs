@@ -98,7 +98,7 @@ fn leg_that_is_lost_is_replaced_with_the_guest_running_and_without() {
             // While it is served: under the same name, and under another one.
             take_away(&place, leg);
             File::create(place.path(leg)).unwrap().set_len(SIZE).unwrap();
-            ask(place, "resync");
+            ask(&place, "resync");
             flush(&place, 2);
             assert_eq!(first(&place, leg), 2, "{log}, {leg}");
             File::create(place.path("new")).unwrap().set_len(SIZE).unwrap();
@@ -110,7 +110,7 @@ fn leg_that_is_lost_is_replaced_with_the_guest_running_and_without() {
             // What it took the place of is out of date, wherever it comes back.
             let daemon = restart(&place);
             assert_eq!(first(&place, "window"), 3, "{log}, {leg}");
-            ask(place, "resync");
+            ask(&place, "resync");
             end(daemon);
             // While it isn't served: a blank file in its place, also where sync is said.
             fs::remove_file(place.path(leg)).unwrap();
@@ -119,7 +119,7 @@ fn leg_that_is_lost_is_replaced_with_the_guest_running_and_without() {
             table(&place, &sync);
             let daemon = restart(&place);
             assert_eq!(first(&place, "window"), 3, "{log}, {leg}");
-            ask(place, "resync");
+            ask(&place, "resync");
             end(daemon);
             assert_eq!(LEGS.map(|leg| first(&place, leg)), [3, 3], "{log}, {leg}");
         }
@@ -137,7 +137,7 @@ fn leg_that_is_served_alone_is_believed_afterwards() {
     end(daemon);
     let daemon = restart(&place);
     assert_eq!(first(&place, "window"), 4);
-    ask(place, "resync");
+    ask(&place, "resync");
     end(daemon);
     assert_eq!(first(&place, "a"), 4);
 }

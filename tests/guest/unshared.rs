@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
 
-//! A guest with memory that its VMM doesn't share, as one `share=on` was forgotten: QEMU leaves such
-//! memory out of the memory table and says nothing.
+//! A guest with memory that its VMM doesn't share, as one `share=on` was forgotten: QEMU leaves
+//! such memory out of the memory table and says nothing.
 
 use std::process::Command;
 use std::thread::sleep;
@@ -29,8 +29,8 @@ fn flush_of_a_guest_whose_memory_is_not_all_shared_waits_and_says_why() {
         String::from_utf8(output.stdout).unwrap()
     };
 
-    // What is sent by the CPU of the unshared node lies in its memory, though the first few requests may
-    // not: the kernel has spread what it had at boot.
+    // What is sent by the CPU of the unshared node lies in its memory, though the first few
+    // requests may not: the kernel has spread what it had at boot.
     let script = format!(
         "set -eu
         echo 1 > /sys/devices/system/cpu/cpu1/online

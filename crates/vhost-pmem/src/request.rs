@@ -175,7 +175,8 @@ impl<'a, M: GuestMemory> Chain<'a, M> {
         Ok(descriptor)
     }
 
-    /// Goes on in an indirect table, of whole descriptors, from which none leads on (virtio 2.7.5.3).
+    /// Goes on in an indirect table, of whole descriptors, of which none leads to another table
+    /// (virtio 2.7.5.3).
     fn enter(&mut self, table: Descriptor) -> Result<(), Broken> {
         let count = u16::try_from(table.len() / DESCRIPTOR_LEN).or(Err(Broken::Endless))?;
         if self.is_indirect || table.len() % DESCRIPTOR_LEN != 0 {

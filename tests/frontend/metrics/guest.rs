@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
 
-//! Whether the guest has its pages and its answers, and why not, as `status`, `list` and the metrics
-//! tell it. Nothing is good that isn't.
+//! Whether the guest has its pages and its answers, and why not, as `status`, `list` and the
+//! metrics tell it. Nothing is good that isn't.
 
 use std::ffi::OsStr;
 use std::sync::atomic::Ordering;

@@ -160,9 +160,9 @@ impl<'lab> VmBuilder<'lab> {
         self.kernel_argument(&format!("memmap={mib}M${:#x}", u64::from(start) << 20))
     }
 
-    /// Gives the guest `mib` MiB more of memory, which vhost-user devices don't share: a node of its
-    /// own, with a CPU, the last one, which is offline until the script says otherwise. What runs there
-    /// allocates there.
+    /// Gives the guest `mib` MiB more of memory, which vhost-user devices don't share: a NUMA node
+    /// with a CPU of its own, the last one, which is offline until the script says otherwise. What
+    /// runs there allocates there.
     #[must_use]
     pub fn unshared_memory(mut self, mib: u32) -> Self {
         self.unshared_memory_mib = mib;

@@ -25,7 +25,8 @@ const WRITE: u16 = 2;
 const INDIRECT: u16 = 4;
 
 /// Any bytes, taken for what a driver has made of its memory: the device finds the same requests as
-/// the model, answers them as the model does, changes no other byte, and stops where the model does.
+/// the model, answers them as the model does, stops where the model does, and changes no other
+/// byte.
 pub(crate) fn check(data: &[u8]) {
     let [setup, first, data @ ..] = data else { return };
     let size = 4 << (setup & 3);
