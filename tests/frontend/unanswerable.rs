@@ -3,10 +3,12 @@
 //! Requests that can't be answered. A driver takes one that is returned without a status for what
 //! its memory held before, which is success as often as not: so it stays, and all after it.
 
+use std::collections::VecDeque;
 use std::sync::Arc;
 use std::thread;
 use std::time::{Duration, Instant};
 
+use guest_harness::Random;
 use vhost_pmem::Unanswerable::{self, NoRoom, Queue, Unshared};
 
 use crate::driver::{
@@ -272,4 +274,84 @@ fn ring_that_is_started_again_looks_at_what_waits_again() {
     vmm.start_queue(2);
     assert_eq!(vmm.driver.answer(), (head.into(), 4));
     assert_eq!(status(&vmm), 0);
+}
+
+/// A flush of a random life.
+struct Sent {
+    head: u16,
+    status: u64,
+    /// Whether its status lies where memory comes and goes.
+    is_private: bool,
+}
+
+/// A guest that flushes, with statuses in memory that is shared and in memory that comes and goes,
+/// and whose ring is stopped and started with any base.
+struct Life {
+    server: Server,
+    vmm: Vmm,
+    sent: VecDeque<Sent>,
+    is_hidden: bool,
+}
+
+impl Life {
+    fn send(&mut self, number: u64, is_private: bool) {
+        let place = if is_private { STATUS } else { TABLE };
+        let status = place + number % 256 * 8;
+        self.vmm.driver.write_u32(TYPE, 0);
+        self.vmm.driver.write_u32(status, 0x5555_5555);
+        let head = self.vmm.driver.add(&[(TYPE, 4, NEXT, 1), (status, 4, WRITE, 0)]);
+        self.vmm.driver.publish();
+        self.sent.push_back(Sent { head, status, is_private });
+    }
+
+    /// All that can be answered is, once and in order, and nothing else.
+    fn settle(&mut self) {
+        let waits = |sent: &Sent| self.is_hidden && sent.is_private;
+        let count = self.sent.iter().take_while(|sent| !waits(sent)).count();
+        for Sent { head, status, .. } in self.sent.drain(..count) {
+            assert_eq!(self.vmm.driver.answer(), (head.into(), 4));
+            assert_eq!(self.vmm.driver.read_u32(status), 0);
+        }
+        if let Ok(left @ 1..) = u16::try_from(self.sent.len()) {
+            expect_waiting(&self.server, left, Unshared, "a private status");
+        }
+        assert_eq!(self.vmm.driver.answers(), 0);
+    }
+
+    fn toggle(&mut self) {
+        self.is_hidden = !self.is_hidden;
+        match self.is_hidden {
+            true => self.vmm.share_all_but(STATUS..STATUS + PAGE),
+            false => self.vmm.share_all(),
+        }
+    }
+
+    fn restart(&mut self, base: u16) {
+        self.vmm.stop_queue();
+        self.vmm.mapper.maps.lock().unwrap().clear();
+        self.vmm.start_queue(base);
+    }
+}
+
+#[test]
+fn flushes_of_random_lives_are_answered_once_and_in_order_with_their_status() {
+    for seed in 0..40 {
+        let mut random = Random::new(seed);
+        let (server, _control, vmm) = start(seed % 2 == 0);
+        let mut life = Life { server, vmm, sent: VecDeque::new(), is_hidden: false };
+        for number in 0..60 {
+            match random.below(8) {
+                0..3 => life.send(number, false),
+                3..5 => life.send(number, true),
+                5 | 6 => life.toggle(),
+                _ => life.restart(u16::try_from(random.below(1 << 16)).unwrap()),
+            }
+            life.settle();
+        }
+        if life.is_hidden {
+            life.toggle();
+        }
+        life.settle();
+        assert!(life.sent.is_empty(), "seed {seed}");
+    }
 }
