@@ -53,12 +53,18 @@ pub(crate) fn open(args: &BackingArgs) -> anyhow::Result<Backing> {
         (None, Some(path)) => open_table(path, origins(args.accept_base))?.backing,
         (None, None) => return Err(anyhow!("nothing to serve: give --file or --table")),
     };
-    pfn_blk::leave_mirrors(&backing.stores)
-        .context("cannot note on a mirror's leg that it is served without the mirror")?;
+    leave_mirrors(&backing.stores)?;
     if args.prefetch {
         backing.stores.iter().try_for_each(|pagemap| prefetch(pagemap.store()))?;
     }
     Ok(backing)
+}
+
+/// Notes on mirrors' legs among `stores` that they are written without the mirror.
+pub(crate) fn leave_mirrors(stores: &[Arc<Pagemap>]) -> anyhow::Result<()> {
+    pfn_blk::leave_mirrors(stores).map_err(|error| {
+        anyhow!("{:#}; serve the mirror, or run vhost-pmemd unmark on it", anyhow!(error))
+    })
 }
 
 fn prefetch(store: &dyn Store) -> anyhow::Result<()> {

@@ -5,7 +5,7 @@
 use std::fs::File;
 use std::io;
 
-use rustix::fs::{XattrFlags, fgetxattr, fremovexattr, fsetxattr};
+use rustix::fs::{XattrFlags, fgetxattr, flistxattr, fremovexattr, fsetxattr};
 use rustix::io::Errno;
 
 /// What the names of ours begin with.
@@ -25,6 +25,18 @@ pub(super) fn get(file: &File, name: &str) -> io::Result<Option<Vec<u8>>> {
         Err(Errno::NODATA) => Ok(None),
         Err(errno) => Err(errno.into()),
     }
+}
+
+/// The names of `file`'s notes.
+pub(super) fn names(file: &File) -> io::Result<Vec<String>> {
+    check_kind(file)?;
+    // The longest list that there is: XATTR_LIST_MAX of the kernel's `uapi/linux/limits.h`.
+    let mut list = vec![0; 1 << 16];
+    let len = flistxattr(file, &mut list)?;
+    let names = list[..len]
+        .split(|byte| *byte == 0)
+        .filter_map(|name| name.strip_prefix(PREFIX.as_bytes()));
+    Ok(names.map(|name| String::from_utf8_lossy(name).into_owned()).collect())
 }
 
 /// Sets or removes the note `name` of `file`, durably.
@@ -64,8 +76,10 @@ mod tests {
         assert_eq!(get(&file, "a").unwrap(), Some(vec![1; 512]));
         set(&file, "a", Some(b"")).unwrap();
         assert_eq!(get(&file, "a").unwrap(), Some(Vec::new()));
+        assert_eq!(names(&file).unwrap().len(), 2);
         set(&file, "a", None).unwrap();
         set(&file, "a", None).unwrap();
+        assert_eq!(names(&file).unwrap(), ["b"]);
         assert_eq!(get(&file, "a").unwrap(), None);
         assert_eq!(get(&file, "b").unwrap(), Some(b"other".to_vec()));
     }

@@ -288,6 +288,10 @@ impl Store for FileStore {
         attribute::get(&self.file, name)
     }
 
+    fn attributes(&self) -> io::Result<Vec<String>> {
+        attribute::names(&self.file)
+    }
+
     fn set_attribute(&self, name: &str, value: Option<&[u8]>) -> io::Result<()> {
         attribute::set(&self.file, name, value)
     }

@@ -97,6 +97,11 @@ where
         self.store.attribute(name)
     }
 
+    fn attributes(&self) -> io::Result<Vec<String>> {
+        (self.hook)(StoreOperation::Attribute)?;
+        self.store.attributes()
+    }
+
     fn set_attribute(&self, name: &str, value: Option<&[u8]>) -> io::Result<()> {
         (self.hook)(StoreOperation::SetAttribute)?;
         self.store.set_attribute(name, value)

@@ -75,6 +75,10 @@ impl Store for MemoryStore {
         Ok(lock(&self.attributes).get(name).cloned())
     }
 
+    fn attributes(&self) -> io::Result<Vec<String>> {
+        Ok(lock(&self.attributes).keys().cloned().collect())
+    }
+
     fn set_attribute(&self, name: &str, value: Option<&[u8]>) -> io::Result<()> {
         let mut attributes = lock(&self.attributes);
         match value {

@@ -176,6 +176,9 @@ fn no_pfn_is_handed_out_twice_in_a_million_rounds() {
         fn attribute(&self, _: &str) -> std::io::Result<Option<Vec<u8>>> {
             Ok(None)
         }
+        fn attributes(&self) -> std::io::Result<Vec<String>> {
+            Ok(Vec::new())
+        }
         fn set_attribute(&self, _: &str, _: Option<&[u8]>) -> std::io::Result<()> {
             Ok(())
         }

@@ -10,7 +10,7 @@ use std::sync::Arc;
 use pfn_blk::LegState::{Failed, Healthy, Missing, Recovering};
 use pfn_blk::{
     ErrorTarget, FileStore, InSync, InvalidMirror, LegState, MemoryStore, Mirror, MirrorLog,
-    Pagemap, PfnSpace, Pgoff, Region, ReplaceError, Store, Target, leave_mirrors,
+    Pagemap, PfnSpace, Pgoff, Region, ReplaceError, Store, Table, Target, leave_mirrors,
 };
 
 use crate::model::{fill, range};
@@ -314,6 +314,36 @@ fn leg_that_was_written_without_its_mirror_is_the_one_that_is_believed() {
 }
 
 #[test]
+fn part_of_a_leg_is_not_written_without_the_mirror() {
+    let mut space = PfnSpace::new();
+    let mut disk = |pages| {
+        let store = MemoryStore::new("disk", nr_pages(pages)).unwrap();
+        space.add(Box::new(store)).unwrap()
+    };
+    let (front, back, other, larger) = (disk(4), disk(4), disk(8), disk(9));
+    let joined = || -> Arc<dyn Target> {
+        let parts: [(_, Arc<dyn Target>); 2] =
+            [(range(0, 4), Arc::clone(&front) as _), (range(4, 4), Arc::clone(&back) as _)];
+        Arc::new(Table::try_new(parts.into()).unwrap())
+    };
+    let open = |legs| {
+        let log = MirrorLog { device: None, region: nr_pages(1), in_sync: InSync::Yes };
+        let mirror: Arc<dyn Target> = Arc::new(Mirror::open(legs, log, nr_pages(8)).unwrap());
+        Region::try_new(mirror).unwrap().write(range(0, 1), &fill(&[1])).unwrap();
+    };
+    open(vec![(joined(), Pgoff::ZERO), (Arc::clone(&other) as _, Pgoff::ZERO)]);
+    leave_mirrors([&other]).unwrap();
+    for part in [&front, &back] {
+        assert!(matches!(leave_mirrors([part]), Err(InvalidMirror::PartOfLeg(_))));
+    }
+    // Nor a file of which it isn't all.
+    let behind = Pgoff::try_new(1).unwrap();
+    let one = disk(8);
+    open(vec![(one as _, Pgoff::ZERO), (Arc::clone(&larger) as _, behind)]);
+    assert!(matches!(leave_mirrors([&larger]), Err(InvalidMirror::PartOfLeg(_))));
+}
+
+#[test]
 fn leg_of_an_older_image_is_copied_to() {
     let disks = settled(Log::Core);
     let image = disks.image(0);
@@ -477,6 +507,9 @@ impl Store for NoNotes {
         self.0.persist()
     }
     fn attribute(&self, _: &str) -> std::io::Result<Option<Vec<u8>>> {
+        Err(std::io::ErrorKind::Unsupported.into())
+    }
+    fn attributes(&self) -> std::io::Result<Vec<String>> {
         Err(std::io::ErrorKind::Unsupported.into())
     }
     fn set_attribute(&self, _: &str, _: Option<&[u8]>) -> std::io::Result<()> {

@@ -13,7 +13,7 @@ use tracing::warn;
 use zerocopy::little_endian::U64;
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
 
-use super::{LEGS_MAX, random};
+use super::{InvalidMirror, LEGS_MAX, random};
 use crate::bio::{BioError, Direction};
 use crate::claim::{Claim, Claimed};
 use crate::page::{NrPages, Pgoff, PgoffRange};
@@ -129,9 +129,15 @@ pub(super) struct Label {
     pub(super) members: Members,
     /// The leg's own identity.
     pub(super) leg: U64,
+    /// In how many stores the leg has its label.
+    parts: U64,
 }
 
 impl Label {
+    pub(super) fn new(members: Members, leg: u64) -> Self {
+        Self { members, leg: leg.into(), parts: U64::ZERO }
+    }
+
     pub(super) fn events(&self) -> u64 {
         self.members.events.get()
     }
@@ -207,7 +213,8 @@ impl Place {
 
     /// Writes it, durably.
     pub(super) fn write(&self, label: &Label) -> Result<(), BioError> {
-        let page = metadata::encode(label);
+        let parts = if let Self::Stores(stores) = self { stores.len() as u64 } else { 1 };
+        let page = metadata::encode(&Label { parts: parts.into(), ..*label });
         match self {
             Self::None => Ok(()),
             Self::Page(to, _) => {
@@ -242,27 +249,41 @@ fn attribute_error(pagemap: &Pagemap, direction: Direction, source: io::Error) -
 ///
 /// # Errors
 ///
-/// If that can't be noted; nothing may be written then.
+/// If that can't be noted, or the store is only a part of a leg; nothing may be written then.
 pub fn leave_mirrors<'a>(
     stores: impl IntoIterator<Item = &'a Arc<Pagemap>>,
-) -> Result<(), InvalidMetadata> {
-    for pagemap in stores {
-        let is_alone = pagemap.claims().is_empty() && pagemap.store().access() == Access::ReadWrite;
-        // Its own first page, as that of a leg which is a whole file.
-        let name = format!("{PREFIX}0");
-        let has_none = |error: &io::Error| error.kind() == io::ErrorKind::Unsupported;
-        if !is_alone || pagemap.store().attribute(&name).is_err_and(|error| has_none(&error)) {
-            continue;
-        }
-        let Some(label) = read(pagemap, &name)? else { continue };
-        let alone = [(label.leg.get(), true, true)].into_iter();
-        let members = label.members.next(random()?, alone);
-        let place = Place::Stores(vec![(Arc::clone(pagemap), name)]);
-        place.write(&Label { members, ..label })?;
-        warn!(
-            store = pagemap.store().name(),
-            "a mirror's leg is served without the mirror; its other legs are out of date from now on"
-        );
+) -> Result<(), InvalidMirror> {
+    let is_alone = |pagemap: &&Arc<Pagemap>| {
+        pagemap.claims().is_empty() && pagemap.store().access() == Access::ReadWrite
+    };
+    stores.into_iter().filter(is_alone).try_for_each(leave)
+}
+
+fn leave(pagemap: &Arc<Pagemap>) -> Result<(), InvalidMirror> {
+    let store = pagemap.store().name().to_owned();
+    let invalid = |source| InvalidMirror::Label { leg: store.clone(), source };
+    let names = match pagemap.store().attributes() {
+        Err(error) if error.kind() == io::ErrorKind::Unsupported => return Ok(()),
+        names => names.map_err(|source| attribute_error(pagemap, Direction::Read, source)),
+    };
+    let names = names.map_err(|error| invalid(error.into()))?;
+    let labels: Vec<_> = names.iter().filter(|name| name.starts_with(PREFIX)).collect();
+    let [name] = labels[..] else {
+        return if labels.is_empty() { Ok(()) } else { Err(InvalidMirror::PartOfLeg(store)) };
+    };
+    let Some(label) = read(pagemap, name).map_err(invalid)? else { return Ok(()) };
+    // A leg that is all of this file: what it holds is all that there is to the leg.
+    if label.parts.get() != 1 || *name != format!("{PREFIX}0") {
+        return Err(InvalidMirror::PartOfLeg(store));
     }
+    let alone = [(label.leg.get(), true, true)].into_iter();
+    let members = label.members.next(random()?, alone);
+    let place = Place::Stores(vec![(Arc::clone(pagemap), name.clone())]);
+    let noted = place.write(&Label { members, ..label });
+    noted.map_err(|error| invalid(InvalidMetadata::Read(error)))?;
+    warn!(
+        store,
+        "a mirror's leg is served without the mirror; its other legs are out of date from now on"
+    );
     Ok(())
 }

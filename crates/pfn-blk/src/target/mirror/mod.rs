@@ -90,7 +90,7 @@ pub struct MirrorLog {
 /// label    0 magic "pfnblkLG"   8 version 1   12 CRC-32 of the sector, with zeroes here
 ///         16 mirror   32 events   40 tag   48 16 legs: identity, and the tags of the label that it
 ///            had before, and was given then   432 those that have everything, a bit for each
-///        440 this leg's identity
+///        440 this leg's identity   448 in how many stores it has its label
 /// ```
 ///
 /// Where the legs may differ stands in a log, a bit for each region:
@@ -99,7 +99,7 @@ pub struct MirrorLog {
 /// page 0   header  0 magic "pfnblkML"   8 version 2   12 CRC-32 of the sector, with zeroes here
 ///                 16 pages of the mirror   24 pages of a region
 ///                 32 mirror, events and legs, as in a label
-///                440 the first event since which the bits tell all that a leg lacks
+///                456 the first event since which the bits tell all that a leg lacks
 /// page 1…  bitmap  sectors of 508 bytes of bits, the lowest first, and the CRC-32 of the sector's
 ///                  number (8 bytes) and the bits; a set bit is a region to be copied
 /// ```

@@ -10,7 +10,7 @@ use tracing::warn;
 
 use super::belief::Found;
 use super::leg::Leg;
-use super::{Mirror, MirrorStatus, ReplaceError, bit, random};
+use super::{Mirror, MirrorStatus, ReplaceError, States, bit, random};
 use crate::bio::{BioError, BioVec, Buffer};
 use crate::lock::lock;
 use crate::page::{NrPages, PAGE_SIZE, Pgoff, PgoffRange};
@@ -42,7 +42,7 @@ impl Mirror {
         let done = done.and_then(|()| self.record(&mut log, states.recovered()));
         if done.is_err() {
             let recovering = (0..self.leg_count()).filter(|leg| states.recovering & bit(*leg) != 0);
-            self.set_states(recovering.fold(states, super::States::without));
+            self.set_states(recovering.fold(states, States::without));
             log.differ_where_written();
         }
         drop(log);
@@ -53,11 +53,15 @@ impl Mirror {
     /// The legs that were dropped are written again. Before they are, it is written down what they
     /// lack, and that they lack it.
     fn bring_back(&self) -> Result<(), BioError> {
-        let mut log = lock(&self.log);
+        let failed = |states: States, leg: usize| states.failed & bit(leg) != 0;
         let before = self.states();
-        let mut states = before;
-        for leg in (0..self.leg_count()).filter(|leg| before.failed & bit(*leg) != 0) {
-            let label = match self.leg(leg).inspect(leg) {
+        let legs = (0..self.leg_count()).filter(|leg| failed(before, *leg));
+        // Without the log locked: a disk that hangs must not hold up writes to the others.
+        let found: Vec<_> = legs.map(|leg| (leg, self.leg(leg).inspect(leg))).collect();
+        let mut log = lock(&self.log);
+        let mut states = self.states();
+        for (leg, found) in found {
+            let label = match found {
                 Ok(Found::Blank) => None,
                 Ok(Found::Labelled(label)) => Some(label),
                 // That was logged.

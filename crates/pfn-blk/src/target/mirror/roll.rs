@@ -86,7 +86,7 @@ impl Roll {
             // What is written is the same on all, whatever becomes known of some on the way.
             let members = self.members;
             let mut tell = |leg: usize| {
-                let label = Label { members, leg: self.ids[leg].into() };
+                let label = Label::new(members, self.ids[leg]);
                 legs[leg].place().write(&label).map_err(|error| (leg, error))?;
                 self.members.note(self.ids[leg], members.tag);
                 Ok(())
