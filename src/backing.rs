@@ -2,7 +2,7 @@
 
 //! From the command line to a region.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Instant;
 
@@ -15,10 +15,11 @@ use pfn_blk::{
     Snapshot, Store, StoreSet, Target,
 };
 use tracing::{info, warn};
-use vhost_pmem::{Device, InvalidWindow, Window, check_size};
+use vhost_pmem::{Device, InvalidWindow, Layered, Window, check_size};
 
+use crate::chain;
 use crate::cli::{BackingArgs, WindowArg};
-use crate::marks::Changes;
+use crate::marks::{self, Changes};
 use crate::overlay::{self, mend_overlay, origins};
 use crate::size::ByteSize;
 
@@ -31,6 +32,8 @@ pub(crate) struct Backing {
     pub(crate) snapshots: Vec<(Position, Arc<Snapshot>)>,
     /// What no table has.
     pub(crate) overlay: Option<Arc<Snapshot>>,
+    /// The overlays that a process before has put over all that.
+    pub(crate) cows: Vec<PathBuf>,
 }
 
 /// Whether what the user asked for may take a served window.
@@ -38,7 +41,11 @@ pub(crate) fn may_be_served(args: &BackingArgs) -> bool {
     if args.publish.is_some() {
         return true;
     }
-    let needs = args.table.is_some() || args.overlay.is_some() || args.read_only;
+    let is_marked = |path: &PathBuf| marks::of(path).is_ok_and(|mark| mark.is_some());
+    let needs = args.table.is_some()
+        || args.overlay.is_some()
+        || args.read_only
+        || args.file.as_ref().is_some_and(is_marked);
     match args.window {
         WindowArg::Auto => needs,
         WindowArg::Direct | WindowArg::Gpa(_) => false,
@@ -78,7 +85,7 @@ fn prefetch(store: &dyn Store) -> anyhow::Result<()> {
 /// A file that is no table's.
 fn open_alone(path: &Path, args: &BackingArgs) -> anyhow::Result<Backing> {
     let context = || format!("cannot serve {}", path.display());
-    let mut set = StoreSet::default();
+    let mut set = StoreSet::default().taking_marked();
     let origins = origins(args.accept_base);
     let overlay = args.overlay.as_ref();
     let overlay = overlay.map(|overlay| {
@@ -89,11 +96,31 @@ fn open_alone(path: &Path, args: &BackingArgs) -> anyhow::Result<Backing> {
     let target: Arc<dyn Target> = match &overlay {
         Some(snapshot) => Arc::clone(snapshot) as _,
         None if args.read_only => set.open(path, Access::ReadOnly).with_context(context)?,
+        None if marks::of(path).with_context(context)?.is_some() => {
+            open_marked(&mut set, path, args).with_context(context)?
+        }
         None => set.add(open_file(path, args)?).with_context(context)?,
     };
     let stores = set.stores().map(Arc::clone).collect();
+    let cows = chain::find(set.marked()).with_context(context)?;
     let region = Region::try_new(target)?;
-    Ok(Backing { region, stores, mirrors: Vec::new(), snapshots: Vec::new(), overlay })
+    Ok(Backing { region, stores, mirrors: Vec::new(), snapshots: Vec::new(), overlay, cows })
+}
+
+/// A file that a snapshot was taken of, to be served with what was written since.
+fn open_marked(
+    set: &mut StoreSet,
+    path: &Path,
+    args: &BackingArgs,
+) -> anyhow::Result<Arc<Pagemap>> {
+    let pagemap = set.open(path, Access::ReadWrite)?;
+    let is = pagemap.nr_pages().bytes();
+    match args.size {
+        Some(size) if size.0 != is => bail!(
+            "a snapshot was taken of it, so it can't be given another size than {is} bytes; merge first"
+        ),
+        _ => Ok(pagemap),
+    }
 }
 
 /// Adds to a refusal of a table what the user can do about its snapshots.
@@ -149,12 +176,13 @@ pub(crate) struct OpenedTable {
 pub(crate) fn open_table(path: &Path, origins: Origins) -> anyhow::Result<OpenedTable> {
     let open = || {
         let lines = table::parse(&std::fs::read_to_string(path)?)?;
-        let mut set = StoreSet::with_origins(origins);
+        let mut set = StoreSet::with_origins(origins).taking_marked();
         let OpenTable { table, mirrors, snapshots } =
             set.open_table(&lines).map_err(|error| explain_table(&error))?;
         let region = Region::try_new(Arc::new(table))?;
         let stores = set.stores().map(Arc::clone).collect();
-        let backing = Backing { region, stores, mirrors, snapshots, overlay: None };
+        let cows = chain::find(set.marked())?;
+        let backing = Backing { region, stores, mirrors, snapshots, overlay: None, cows };
         anyhow::Ok(OpenedTable { lines, backing })
     };
     open().with_context(|| format!("table {}", path.display()))
@@ -176,11 +204,13 @@ pub(crate) fn check(args: &BackingArgs, has_socket: bool) -> anyhow::Result<()> 
 }
 
 /// The device that shows `region` as the user wants it.
-pub(crate) fn device(region: Region, args: &BackingArgs) -> anyhow::Result<Device> {
+pub(crate) fn device(content: Layered, args: &BackingArgs) -> anyhow::Result<Device> {
     let device = match (&args.publish, args.window) {
-        (Some(path), WindowArg::Gpa(start)) => Device::try_new_published(region, path, Some(start)),
-        (Some(path), _) => Device::try_new_published(region, path, None),
-        (None, choice) => Device::try_new(region, choice.into()),
+        (Some(path), WindowArg::Gpa(start)) => {
+            Device::try_new_published(content, path, Some(start))
+        }
+        (Some(path), _) => Device::try_new_published(content, path, None),
+        (None, choice) => Device::try_new(content, choice.into()),
     };
     device.map_err(|error| explain(error, args.file.is_some()))
 }
@@ -239,6 +269,7 @@ pub(crate) fn explain(error: InvalidWindow, is_file: bool) -> anyhow::Error {
         (
             InvalidWindow::NotDirect(_)
             | InvalidWindow::ReadOnly { .. }
+            | InvalidWindow::Layers
             | InvalidWindow::Misaligned { .. },
             _,
         ) => "; give --window served".to_owned(),

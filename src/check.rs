@@ -22,7 +22,7 @@ const SHOWN_MAX: usize = 64;
 /// Prints the stack, its extents, and how it would be served; an error if it could not be.
 pub(crate) fn run(path: &Path, choice: WindowChoice, out: &mut impl Write) -> anyhow::Result<()> {
     let opened = backing::open_table(path, Origins::Same)?;
-    let Backing { region, stores, .. } = &opened.backing;
+    let Backing { region, stores, cows, .. } = &opened.backing;
     let size = region.nr_pages();
     writeln!(out, "device: {}, {size}", ByteSize(size.bytes()))?;
     Tree::new(&opened).print(None, "", out)?;
@@ -32,6 +32,14 @@ pub(crate) fn run(path: &Path, choice: WindowChoice, out: &mut impl Write) -> an
     for store in stores {
         print_store(store.store(), out)?;
     }
+    for cow in cows {
+        writeln!(out, "since a snapshot: {}", cow.display())?;
+    }
+    // What is over the region is served, as is much else.
+    let choice = match choice {
+        WindowChoice::Auto if !cows.is_empty() => WindowChoice::Served,
+        choice => choice,
+    };
     match vhost_pmem::choose(region, choice) {
         Ok(window) => writeln!(out, "window: {}", backing::describe(&window, size))?,
         Err(error) => {

@@ -209,7 +209,7 @@ pub(crate) struct MergeArgs {
     #[arg(long, value_name = "NAME", requires = "control")]
     pub(crate) device: Option<String>,
 
-    /// The overlay's base; other overlays of it are worth nothing afterwards
+    /// The overlay's base, or the overlay beneath it; other overlays of it are refused afterwards
     #[arg(long, value_name = "PATH", requires = "overlay", conflicts_with_all = ["control", "json"])]
     pub(crate) file: Option<PathBuf>,
 

@@ -8,8 +8,8 @@ use std::sync::Arc;
 
 use anyhow::bail;
 use clap::ValueEnum;
-use pfn_blk::{Pagemap, Region};
-use vhost_pmem::Window;
+use pfn_blk::Pagemap;
+use vhost_pmem::{Layered, Window};
 
 use crate::address::Address;
 use crate::cli::{Cli, SandboxArg, SandboxArgs, SeccompArg};
@@ -52,10 +52,10 @@ pub(crate) fn arguments(args: &SandboxArgs) -> Vec<String> {
     all
 }
 
-/// The sandbox of the daemon that serves `region`, made of `stores`, with the directories it is to have.
+/// The sandbox of the daemon that serves `content`, made of `stores`, with the directories it is to have.
 pub(crate) fn lay_out(
     cli: &Cli,
-    region: &Region,
+    content: &Layered,
     stores: &[Arc<Pagemap>],
 ) -> anyhow::Result<Sandbox> {
     let mut sandbox = Sandbox::new(options(&cli.sandbox));
@@ -76,11 +76,11 @@ pub(crate) fn lay_out(
         sandbox.allow(directory)?;
     }
     // Snapshots are taken by operators, and of what is served.
-    let window = vhost_pmem::choose(region, cli.backing.window.into());
+    let window = vhost_pmem::choose_layered(content, cli.backing.window.into());
     let is_served = cli.backing.publish.is_some() || matches!(window, Ok(Window::Served { .. }));
     if cli.control.is_some() && is_served {
         let names = stores.iter().map(|pagemap| PathBuf::from(pagemap.store().name()));
-        let files = names.filter(|path| path.is_file());
+        let files = names.chain(content.cows.iter().cloned()).filter(|path| path.is_file());
         let directories: BTreeSet<_> = files.filter_map(|path| parent(&path).ok()?).collect();
         directories.iter().try_for_each(|directory| sandbox.allow(directory))?;
     }

@@ -5,6 +5,7 @@
 mod address;
 mod backing;
 mod capabilities;
+mod chain;
 mod check;
 mod cli;
 mod confinement;
@@ -34,7 +35,7 @@ use std::time::Duration;
 use anyhow::{Context, bail};
 use clap::Parser;
 use tracing::{debug, field, info, warn};
-use vhost_pmem::{Device, ServedThread};
+use vhost_pmem::{Device, Layered, ServedThread};
 
 use crate::backing::Backing;
 use crate::cli::{Cli, Command, ControlArgs, MergeArgs};
@@ -146,10 +147,12 @@ fn serve(cli: &Cli) -> anyhow::Result<()> {
     let publish = cli.backing.publish.as_deref();
     let control = cli.control.as_deref().map(Endpoint::control).transpose()?;
     let metrics = cli.metrics.as_ref().map(metrics::Listener::open).transpose()?;
-    let Backing { region, stores, mirrors, snapshots, overlay } = backing::open(&cli.backing)?;
+    let Backing { region, stores, mirrors, snapshots, overlay, cows } =
+        backing::open(&cli.backing)?;
     let nr_pages = region.nr_pages();
     let size = ByteSize(nr_pages.bytes());
-    let sandbox = Arc::new(confinement::lay_out(cli, &region, &stores)?);
+    let content = Layered { region, cows };
+    let sandbox = Arc::new(confinement::lay_out(cli, &content, &stores)?);
     let own = Arc::clone(&sandbox);
     vhost_pmem::confine_served_threads(move |thread| {
         own.enter(match thread {
@@ -157,7 +160,7 @@ fn serve(cli: &Cli) -> anyhow::Result<()> {
             _ => Role::Worker,
         });
     });
-    let device = backing::device(region, &cli.backing)?;
+    let device = backing::device(content, &cli.backing)?;
     let device = device.with_polling(Duration::from_micros(cli.poll_us.into()));
     let device = Arc::new(match cli.max_syncs {
         Some(per_second) => device.with_limit(per_second),

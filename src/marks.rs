@@ -2,11 +2,12 @@
 
 //! Files that a snapshot was taken of, and what to do about them.
 
-use std::io::Write;
+use std::fs::{self, File};
+use std::io::{self, Write};
 use std::path::Path;
 
 use anyhow::Context;
-use pfn_blk::{CowFile, FileStore, OriginMark};
+use pfn_blk::{CowFile, FileStore, OriginMark, origin_mark};
 
 /// Where the changes are that a mark tells of.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -53,6 +54,15 @@ impl Changes {
                  since the snapshot, run \"vhost-pmemd unmark {file}\""
             ),
         }
+    }
+}
+
+/// The mark of the file at `path`, if that is one and has a mark.
+pub(crate) fn of(path: &Path) -> io::Result<Option<OriginMark>> {
+    // A FIFO would have us wait.
+    match fs::metadata(path).is_ok_and(|metadata| metadata.is_file()) {
+        true => origin_mark(File::open(path)?),
+        false => Ok(None),
     }
 }
 

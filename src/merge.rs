@@ -7,10 +7,10 @@ use std::io::Write;
 use std::path::Path;
 use std::sync::Arc;
 
-use anyhow::{Context, bail};
+use anyhow::{Context, anyhow, bail};
 use pfn_blk::{
-    Access, CowFile, FileStore, NrPages, OriginMark, Origins, PfnSpace, Snapshot, Store,
-    origin_mark, unmark_origin,
+    Access, CowFile, ErrorTarget, FileStore, InvalidStore, NrPages, OriginMark, Origins, PfnSpace,
+    Snapshot, Store, origin_mark, unmark_origin,
 };
 
 use crate::marks::{Changes, is_kept_in};
@@ -47,18 +47,29 @@ impl Pair<'_> {
         if let Some(mark) = origin_mark(store.fd())? {
             check_mark(base, &mark, overlay)?;
         }
-        let is = store.nr_pages();
+        let beneath = CowFile::read(base);
+        let is = beneath.map_or(store.nr_pages(), |cow| cow.nr_pages);
         let size = CowFile::read(overlay).map_or(is, |cow| cow.nr_pages);
-        let (mut snapshot, mut file) = self.open(store, size)?;
-        if size > is {
-            // The overlay has a tail. What it is for is the base of before until the merge has begun.
-            snapshot.begin_merge()?;
-            drop(snapshot);
-            grow(&file, size).context("cannot grow the base")?;
-            drop(file);
-            let store = FileStore::open_origin(base).context("the base")?;
-            (snapshot, file) = self.open(store, size)?;
+        if let Some(beneath) = beneath {
+            let (snapshot, file) = self.open_over_cow(store, beneath)?;
+            return self.finish(&snapshot, file);
         }
+        let (snapshot, file) = self.open(store, size)?;
+        if size <= is {
+            return self.finish(&snapshot, file);
+        }
+        // The overlay has a tail. What it is for is the base of before until the merge has begun.
+        snapshot.begin_merge()?;
+        drop(snapshot);
+        grow(&file, size).context("cannot grow the base")?;
+        drop(file);
+        let store = FileStore::open_origin(base).context("the base")?;
+        let (snapshot, file) = self.open(store, size)?;
+        self.finish(&snapshot, file)
+    }
+
+    /// Merges all that there is, and removes what is empty then.
+    fn finish(self, snapshot: &Snapshot, file: File) -> anyhow::Result<u64> {
         let chunk = snapshot.usage().chunk;
         let mut progress = Progress::begin("merging", Unit::Bytes);
         let mut chunks = 0;
@@ -72,16 +83,44 @@ impl Pair<'_> {
         }
         drop(progress);
         unmark_origin(file).context("the base is still marked as a snapshot's origin")?;
-        fs::remove_file(overlay).context("cannot remove the overlay, which is merged")?;
+        fs::remove_file(self.overlay).context("cannot remove the overlay, which is merged")?;
         Ok(chunks * chunk.bytes())
+    }
+
+    /// The overlay over a base that is an overlay, whose own base isn't needed: whole chunks are
+    /// written to it.
+    fn open_over_cow(self, store: FileStore, beneath: CowFile) -> anyhow::Result<(Snapshot, File)> {
+        let CowFile { nr_pages, chunk, .. } = beneath;
+        let file = File::from(store.fd().try_clone_to_owned()?);
+        let mut space = PfnSpace::new();
+        let (base, cow) = (space.add(Box::new(store))?, space.add(Box::new(self.changes()?))?);
+        let unread = Arc::new(ErrorTarget::new(nr_pages));
+        let base = Snapshot::open_over(Origins::StandIn, unread, base, chunk, nr_pages)?;
+        let snapshot = Snapshot::open_over(self.origins, Arc::new(base), cow, chunk, nr_pages)
+            .map_err(explain_overlay)?;
+        Ok((snapshot, file))
+    }
+
+    /// The overlay's file.
+    fn changes(self) -> anyhow::Result<FileStore> {
+        FileStore::open(self.overlay, Access::ReadWrite).map_err(|error| {
+            let mend = match &error {
+                InvalidStore::Origin(mark) => format!(
+                    "; merge those first: vhost-pmemd merge --file {} --overlay {}",
+                    self.overlay.display(),
+                    mark.cow.display()
+                ),
+                _ => String::new(),
+            };
+            anyhow!("the overlay: {:#}{mend}", anyhow!(error))
+        })
     }
 
     /// The overlay over a base that was opened, and the base's file.
     fn open(self, store: FileStore, size: NrPages) -> anyhow::Result<(Snapshot, File)> {
         let file = File::from(store.fd().try_clone_to_owned()?);
-        let changes = FileStore::open(self.overlay, Access::ReadWrite).context("the overlay")?;
         let mut space = PfnSpace::new();
-        let (base, cow) = (space.add(Box::new(store))?, space.add(Box::new(changes))?);
+        let (base, cow) = (space.add(Box::new(store))?, space.add(Box::new(self.changes()?))?);
         let origin = with_tail(Arc::clone(&base), size)?;
         let snapshot = Snapshot::open_over(self.origins, origin, cow, overlay_chunk(), size)
             .map_err(explain_overlay)?;

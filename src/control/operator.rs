@@ -71,7 +71,7 @@ impl Operator {
             Command::Status => {}
             Command::Snapshot { cow } => self.take_snapshot(cow)?,
             Command::Merge => {
-                let cow = self.device.merge()?;
+                let cow = self.device.merge().map_err(|error| self.explain_merge(error))?;
                 self.forget(&cow);
                 info!(cow = %cow.display(), "snapshot merged; its COW store is removed");
             }
@@ -117,6 +117,18 @@ impl Operator {
     fn make_cow(&self, store: FileStore) -> anyhow::Result<Id> {
         let store = PfnSpace::new().add(Box::new(store))?;
         Ok(Snapshot::make_cow(&*store, overlay_chunk(), self.size)?)
+    }
+
+    /// Adds to the refusal of a merge what the operator can do about it.
+    fn explain_merge(&self, error: LayerError) -> anyhow::Error {
+        let mend = match error {
+            LayerError::NoLayer if !self.snapshots.is_empty() => {
+                "; an overlay is merged into its file while no daemon serves them: \
+                 vhost-pmemd merge --file FILE --overlay OVERLAY"
+            }
+            _ => "",
+        };
+        anyhow!("{:#}{mend}", anyhow!(error))
     }
 
     /// Adds to a refusal what the operator can do about it.

@@ -3,6 +3,7 @@
 //! The daemon's command line: what it answers to bad input, and how it starts and ends.
 
 mod arguments;
+mod chains;
 mod changes;
 mod control;
 mod documents;

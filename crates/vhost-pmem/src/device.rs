@@ -20,7 +20,9 @@ use crate::gpa::{GpaWindow, Placement};
 use crate::health::{Health, Pages, Waiting};
 use crate::limit::Limit;
 use crate::request::{Request, Unanswerable};
-use crate::served::{self, Failure, Layer, LayerError, LiveLayers, Publication, ServeWindowError};
+use crate::served::{
+    self, Failure, Layer, LayerError, Layered, LiveLayers, Publication, ServeWindowError,
+};
 use crate::spec::{Config, RequestType, Status};
 use crate::throttle::Throttle;
 use crate::window::{self, InvalidWindow, Window, WindowChoice};
@@ -57,40 +59,46 @@ pub struct Device {
 }
 
 impl Device {
-    /// The device that shows `region`, in a window as `choice` says.
-    pub fn try_new(region: Region, choice: WindowChoice) -> Result<Self, InvalidWindow> {
-        let window = window::choose(&region, choice)?;
+    /// The device that shows a region, in a window as `choice` says; with layers over it, in a
+    /// served one.
+    pub fn try_new(
+        content: impl Into<Layered>,
+        choice: WindowChoice,
+    ) -> Result<Self, InvalidWindow> {
+        let content = content.into();
+        let window = window::choose_layered(&content, choice)?;
         let gpa = if let WindowChoice::Gpa(start) = choice { Some(start) } else { None };
-        Self::with_window(region, window, None, gpa)
+        Self::with_window(content, window, None, gpa)
     }
 
-    /// The device that shows `region` in a served window, which others may open at `path`, too: a
+    /// The device that shows a region in a served window, which others may open at `path`, too: a
     /// VMM whose own device maps a file. An empty file is made there, unless there is one; its
     /// owner and mode say who may open the window. Or a VMM that maps it as memory of its guest, at
     /// the guest physical address `gpa`.
     pub fn try_new_published(
-        region: Region,
+        content: impl Into<Layered>,
         path: &Path,
         gpa: Option<u64>,
     ) -> Result<Self, InvalidWindow> {
-        let window = window::choose_published(&region, gpa)?;
+        let content = content.into();
+        let window = window::choose_published(&content.region, gpa)?;
         let publication = Publication::prepare(path)
             .map_err(|source| ServeWindowError::Publish { path: path.to_owned(), source })?;
-        Self::with_window(region, window, Some(publication), gpa)
+        Self::with_window(content, window, Some(publication), gpa)
     }
 
     fn with_window(
-        region: Region,
+        content: Layered,
         window: Window,
         publication: Option<Publication>,
         gpa: Option<u64>,
     ) -> Result<Self, InvalidWindow> {
         let counters = Arc::new(Counters::new());
         let (region, layers) = match window {
-            Window::Direct { .. } => (region, None),
+            Window::Direct { .. } => (content.region, None),
             Window::Served { size, .. } => {
                 let (region, layers) =
-                    served::region(region, size, publication.as_ref(), &counters)?;
+                    served::region(content, size, publication.as_ref(), &counters)?;
                 (region, Some(layers))
             }
         };

@@ -6,7 +6,7 @@ use pfn_blk::{Access, Extent, NotDirect, NrPages, Pgoff, PgoffRange, Region};
 use thiserror::Error;
 
 use crate::gpa;
-use crate::served::ServeWindowError;
+use crate::served::{Layered, ServeWindowError};
 
 /// More extents than this are not mapped directly: each is a mapping in the frontend and a memory slot of the
 /// guest.
@@ -105,6 +105,9 @@ pub enum InvalidWindow {
         /// The size in bytes.
         bytes: u64,
     },
+    /// What was written since a snapshot is kept apart.
+    #[error("what was written since a snapshot is kept apart, and can't be mapped with the rest")]
+    Layers,
     /// Pages in too many pieces.
     #[error("the region lies in more than {max} extents")]
     Scattered {
@@ -151,6 +154,18 @@ pub fn choose(region: &Region, choice: WindowChoice) -> Result<Window, InvalidWi
             let mappings = mappings.map_err(|e| InvalidWindow::NotMappable(Box::new(e)))?;
             Ok(Window::Direct { mappings })
         }
+    }
+}
+
+/// How a region is to be shown with layers over it, if there are.
+pub fn choose_layered(
+    Layered { region, cows }: &Layered,
+    choice: WindowChoice,
+) -> Result<Window, InvalidWindow> {
+    match (cows.is_empty(), choice) {
+        (true, _) => choose(region, choice),
+        (false, WindowChoice::Auto | WindowChoice::Served) => choose(region, WindowChoice::Served),
+        (false, WindowChoice::Direct | WindowChoice::Gpa(_)) => Err(InvalidWindow::Layers),
     }
 }
 

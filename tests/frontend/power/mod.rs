@@ -147,7 +147,8 @@ impl Subject {
         if is_origin && self.random.one_in(2) {
             media.merge()?;
             is_origin = media.is_origin();
-        } else if is_origin {
+        } else if is_origin && self.random.one_in(2) {
+            // Else it is found by its mark.
             arguments.extend(["--overlay".into(), dir.join("disks/cow").into()]);
         }
         let daemon = Daemon::start(DAEMON, arguments).map_err(|error| format!("{error:#}"))?;

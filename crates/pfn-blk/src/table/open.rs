@@ -18,7 +18,7 @@ use crate::space::PfnSpace;
 use crate::store::{Access, FileStore, InvalidStore, Store};
 use crate::target::{
     ErrorTarget, InvalidLinear, InvalidMetadata, InvalidMirror, InvalidSnapshot, InvalidStriped,
-    Linear, Mirror, MirrorLog, Origins, Snapshot, Striped, Target, ZeroTarget,
+    Linear, MarkedStore, Mirror, MirrorLog, Origins, Snapshot, Striped, Target, ZeroTarget,
 };
 
 /// Tables of tables may be this deep.
@@ -149,6 +149,8 @@ pub struct StoreSet {
     /// By device and inode: two names of one file are one store.
     files: HashMap<(u64, u64), Arc<Pagemap>>,
     origins: Origins,
+    /// Files to be written that are marked as origins; none where those are refused.
+    marked: Option<Vec<MarkedStore>>,
 }
 
 /// A table that was opened, and those of its targets that have something to tell, each with the
@@ -191,6 +193,18 @@ impl StoreSet {
         Self { origins, ..Self::default() }
     }
 
+    /// The set, with files to be written that are marked as origins opened also: for a caller who
+    /// puts their changes over them.
+    #[must_use]
+    pub fn taking_marked(self) -> Self {
+        Self { marked: Some(Vec::new()), ..self }
+    }
+
+    /// Those that were opened.
+    pub fn marked(&self) -> &[MarkedStore] {
+        self.marked.as_deref().unwrap_or_default()
+    }
+
     /// The pfns of the stores.
     pub fn space(&mut self) -> &mut PfnSpace {
         &mut self.space
@@ -207,7 +221,21 @@ impl StoreSet {
         match known.and_then(|file| self.files.get(&file)) {
             Some(pagemap) if pagemap.store().access() == access => Ok(Arc::clone(pagemap)),
             Some(_) => Err(InvalidStore::BothWays),
-            None => self.add(FileStore::open(path, access)?),
+            None => {
+                let store = self.open_store(path, access)?;
+                self.add(store)
+            }
+        }
+    }
+
+    fn open_store(&mut self, path: &Path, access: Access) -> Result<FileStore, InvalidStore> {
+        match (FileStore::open(path, access), &mut self.marked) {
+            (Err(InvalidStore::Origin(mark)), Some(marked)) => {
+                let store = FileStore::open_origin(path)?;
+                marked.push(MarkedStore { store: path.display().to_string(), mark });
+                Ok(store)
+            }
+            (opened, _) => opened,
         }
     }
 

@@ -22,6 +22,9 @@ use thiserror::Error;
 
 /// Pages of a layer's chunk, 16 KiB together.
 pub const LAYER_CHUNK: u64 = 4;
+/// The most layers there are one over another. A read goes through all of them; and a table that has
+/// them as snapshots, as they can be served also, may not be arbitrarily deep.
+pub const LAYERS_MAX: usize = 16;
 
 /// Why a layer could not be made, or taken away.
 #[derive(Debug, Error)]
@@ -31,8 +34,11 @@ pub enum LayerError {
     #[error("the region is mapped directly; serve it with --window served to take snapshots of it")]
     Direct,
     /// There is no layer.
-    #[error("no snapshot was taken since the daemon started")]
+    #[error("there is no snapshot that was taken of what is served")]
     NoLayer,
+    /// There are as many as there may be.
+    #[error("{LAYERS_MAX} snapshots are open already; merge or drop the last one first")]
+    TooMany,
     /// Nothing can be changed, so there is nothing to keep apart.
     #[error("the region is read-only")]
     ReadOnly,
@@ -104,6 +110,8 @@ impl Failure {
 #[derive(Debug)]
 pub(super) struct Layers {
     bottom: Arc<Region>,
+    /// Those that a process before has left, until they are restored.
+    left: Vec<PathBuf>,
     /// Each over the one before it. Locked for writing while one comes or goes.
     stack: RwLock<Vec<Over>>,
 }
@@ -118,8 +126,9 @@ struct Over {
 }
 
 impl Layers {
-    pub(super) fn new(bottom: Arc<Region>) -> Self {
-        Self { bottom, stack: RwLock::default() }
+    /// `bottom`, without the layers in `left` as yet.
+    pub(super) fn new(bottom: Arc<Region>, left: Vec<PathBuf>) -> Self {
+        Self { bottom, left, stack: RwLock::default() }
     }
 
     fn stack(&self) -> RwLockReadGuard<'_, Vec<Over>> {
@@ -164,6 +173,9 @@ impl Layers {
         if self.bottom.access() == Access::ReadOnly {
             return Err(LayerError::ReadOnly);
         }
+        if self.stack().len() >= LAYERS_MAX {
+            return Err(LayerError::TooMany);
+        }
         let size = self.bottom.nr_pages();
         let chunk = NrPages::try_new(LAYER_CHUNK)?;
         let (store, created) = match FileStore::open_new(cow, Snapshot::ample_cow(size, chunk)?) {
@@ -171,7 +183,7 @@ impl Layers {
             Err(InvalidStore::NotNew(_)) => (FileStore::open(cow, Access::ReadWrite)?, false),
             Err(error) => return Err(error.into()),
         };
-        let taken = self.put_over(cow, store, chunk);
+        let taken = self.put_over(cow, store, |usage| usage.used == 0);
         if taken.is_err() && created {
             // Nobody misses it, and the next attempt can do without.
             let _ = std::fs::remove_file(cow);
@@ -179,14 +191,30 @@ impl Layers {
         taken
     }
 
-    fn put_over(&self, cow: &Path, store: FileStore, chunk: NrPages) -> Result<(), LayerError> {
+    /// Puts the layers back that a process before has left, the first one taken first.
+    pub(super) fn restore(&self) -> Result<(), LayerError> {
+        let Some((last, beneath)) = self.left.split_last() else { return Ok(()) };
+        for cow in beneath {
+            // Marked, as its changes are in the next one.
+            self.put_over(cow, FileStore::open_origin(cow)?, |_| true)?;
+        }
+        self.put_over(last, FileStore::open(last, Access::ReadWrite)?, |_| true)
+    }
+
+    fn put_over(
+        &self,
+        cow: &Path,
+        store: FileStore,
+        is_right: impl FnOnce(SnapshotUsage) -> bool,
+    ) -> Result<(), LayerError> {
+        let chunk = NrPages::try_new(LAYER_CHUNK)?;
         let store = PfnSpace::new().add(Box::new(store))?;
         let mut stack = self.stack_alone();
         let size = self.bottom.nr_pages();
         let beneath = Arc::clone(self.top(&stack).target());
         // Which makes durable what is beneath.
         let snapshot = Snapshot::open(beneath, Arc::clone(&store) as _, chunk, size)?;
-        if snapshot.usage().used != 0 {
+        if !is_right(snapshot.usage()) {
             return Err(LayerError::NotEmpty);
         }
         let snapshot = Arc::new(snapshot);
@@ -284,7 +312,7 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let cow = |name| dir.path().join(name);
         let bottom = whole();
-        let layers = Layers::new(Arc::clone(&bottom));
+        let layers = Layers::new(Arc::clone(&bottom), Vec::new());
         let all = |layers: &Layers| [0, 1, 2, 9].map(|at| value(|p, b| layers.read(p, b), at));
         assert!(matches!(layers.merge(), Err(LayerError::NoLayer)));
         write(&layers, 0, 1);
@@ -311,7 +339,7 @@ mod tests {
     fn snapshot_into_a_store_with_changes_is_refused_and_keeps_it() {
         let dir = tempfile::tempdir().unwrap();
         let cow = dir.path().join("cow");
-        let layers = Layers::new(whole());
+        let layers = Layers::new(whole(), Vec::new());
         layers.take_snapshot(&cow).unwrap();
         write(&layers, 1, 1);
         layers.persist().unwrap();
@@ -331,7 +359,7 @@ mod tests {
     fn merge_that_fails_loses_nothing_and_may_be_repeated() {
         let dir = tempfile::tempdir().unwrap();
         let failing = Arc::default();
-        let layers = Layers::new(bottom(&failing));
+        let layers = Layers::new(bottom(&failing), Vec::new());
         layers.take_snapshot(&dir.path().join("cow")).unwrap();
         (0..PAGES).for_each(|at| write(&layers, at, at + 1));
         failing.store(true, Ordering::SeqCst);
@@ -349,7 +377,7 @@ mod tests {
     fn snapshots_taken_and_merged_under_load_are_points_in_time() {
         let dir = tempfile::tempdir().unwrap();
         let bottom = whole();
-        let layers = Layers::new(Arc::clone(&bottom));
+        let layers = Layers::new(Arc::clone(&bottom), Vec::new());
         let persisted: [AtomicU64; 4] = Default::default();
         let done = AtomicBool::new(false);
         std::thread::scope(|scope| {

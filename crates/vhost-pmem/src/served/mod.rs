@@ -46,7 +46,7 @@ use thiserror::Error;
 
 pub use self::confinement::{ServedThread, confine_served_threads};
 use self::layers::Layers;
-pub use self::layers::{Failure, LAYER_CHUNK, Layer, LayerError};
+pub use self::layers::{Failure, LAYER_CHUNK, LAYERS_MAX, Layer, LayerError};
 use self::lending::Lending;
 pub use self::namespace::allow_served_windows;
 use self::openings::Openings;
@@ -102,6 +102,9 @@ pub enum ServeWindowError {
     /// It would be too large.
     #[error("the served window would be too large")]
     Size(#[source] InvalidPages),
+    /// What was written since a snapshot can't be put over the rest.
+    #[error("cannot open what was written since a snapshot")]
+    Layers(#[from] LayerError),
 }
 
 impl ServeWindowError {
@@ -139,16 +142,31 @@ struct Served {
     syncs: Arc<Syncs>,
 }
 
-/// The region of a file of `size` that `region` is served through, published or not. Syncs that
+/// A region, and the layers over it that a process before has left.
+#[derive(Debug)]
+pub struct Layered {
+    /// What is beneath them all, with marked files open for writing.
+    pub region: Region,
+    /// Where they are kept, the first one taken first. Each is the origin of the next.
+    pub cows: Vec<PathBuf>,
+}
+
+impl From<Region> for Layered {
+    fn from(region: Region) -> Self {
+        Self { region, cows: Vec::new() }
+    }
+}
+
+/// The region of a file of `size` that a region is served through, published or not. Syncs that
 /// other processes ask for are counted.
 pub(crate) fn region(
-    region: Region,
+    Layered { region, cows }: Layered,
     size: NrPages,
     publication: Option<&Publication>,
     counters: &Arc<Counters>,
 ) -> Result<(Region, LiveLayers), ServeWindowError> {
     let region = Arc::new(region);
-    let layers = Arc::new(Layers::new(Arc::clone(&region)));
+    let layers = Arc::new(Layers::new(Arc::clone(&region), cows));
     let syncs = Arc::new(Syncs::new(Arc::clone(&layers), Arc::clone(counters)));
     let served = Served { layers, openings: Arc::default(), syncs };
     let Begun { files: [synced, mapped], jobs, thread } =
@@ -343,7 +361,7 @@ mod tests {
         std::fs::write(&path, [7; 6 * 4096]).unwrap();
         let store = FileStore::open(&path, access).unwrap();
         let inner = Region::try_new(PfnSpace::new().add(Box::new(store)).unwrap()).unwrap();
-        match region(inner, nr_pages(8), None, &Arc::new(Counters::new())) {
+        match region(inner.into(), nr_pages(8), None, &Arc::new(Counters::new())) {
             Ok((region, _)) => {
                 // Into the page cache, by a system call: who waits for a page of a mapping has the
                 // process' memory locked, which its workers may have to change to serve the page.

@@ -26,6 +26,7 @@ use rustix::thread::UnshareFlags;
 
 use super::confinement::{ServedThread, confine};
 use super::filesystem::RegionFile;
+use super::layers::Layers;
 use super::mount::{Mounted, Place};
 use super::openings::Openings;
 use super::publication::{Permissions, Publication};
@@ -65,7 +66,7 @@ pub(super) fn begin(
     let thread = std::thread::Builder::new()
         .name("served window".to_owned())
         .spawn(move || {
-            run(filesystem, publish.as_deref(), &ready, &work);
+            run(filesystem, &layers, publish.as_deref(), &ready, &work);
             layers.close();
         })
         .map_err(ServeWindowError::Session)?;
@@ -109,11 +110,12 @@ fn open_twice(
 /// In a thread of its own: serves until nobody has the file open any more.
 fn run(
     filesystem: RegionFile,
+    layers: &Layers,
     publish: Option<&Path>,
     ready: &Sender<Result<Ready, ServeWindowError>>,
     work: &Receiver<Job>,
 ) {
-    match serve(filesystem, publish) {
+    match serve(filesystem, layers, publish) {
         Err(error) => {
             // Whoever began this listens.
             let _ = ready.send(Err(error));
@@ -163,6 +165,7 @@ fn spawn_confined(session: Session<RegionFile>) -> io::Result<BackgroundSession>
 
 fn serve(
     filesystem: RegionFile,
+    layers: &Layers,
     publish: Option<&Path>,
 ) -> Result<(BackgroundSession, PathBuf, Place), ServeWindowError> {
     block_signals().map_err(ServeWindowError::Session)?;
@@ -174,6 +177,8 @@ fn serve(
     // after that.
     unsafe { rustix::thread::unshare_unsafe(UnshareFlags::FILES) }
         .map_err(|errno| ServeWindowError::Session(errno.into()))?;
+    // Before anyone can look.
+    layers.restore()?;
     let Mounted { device, path, place } = Mounted::new(publish)?;
     if let Err(error) = dirty_limit::become_flusher() {
         tracing::debug!(%error, "the workers are not flushers");
