@@ -5,7 +5,7 @@
 
 use std::fs::{self, File};
 use std::os::unix::fs::symlink;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::thread;
 use std::time::Duration;
@@ -15,18 +15,26 @@ use pfn_blk::{FileStore, NrPages, PfnSpace, Snapshot, mark_origin, origin_mark};
 
 use super::DAEMON;
 
-/// Takes snapshots and merges them, one after another, until the daemon doesn't any more. Returns
-/// what it says then.
-pub(super) fn operate(control: &Path, cow: &Path, mut random: Random) -> String {
+/// Where changes are kept: since a snapshot, and since one of that.
+pub(super) const COWS: [&str; 2] = ["cow", "cow of cow"];
+
+/// Takes snapshots, also of snapshots, and merges them, until the daemon doesn't any more. Returns what
+/// it says then.
+pub(super) fn operate(control: &Path, cows: &[PathBuf], mut random: Random) -> String {
+    let mut open = 0;
     loop {
-        for command in [["snapshot".as_ref(), cow.as_os_str()].as_slice(), &["merge".as_ref()]] {
-            thread::sleep(Duration::from_millis(random.below(40)));
-            let output = Command::new(DAEMON).args(command).arg("--control").arg(control).output();
-            let output = output.unwrap();
-            if !output.status.success() {
-                return String::from_utf8_lossy(&output.stderr).into_owned();
-            }
+        thread::sleep(Duration::from_millis(random.below(40)));
+        let takes = open == 0 || (open < cows.len() && random.one_in(2));
+        let mut command = Command::new(DAEMON);
+        match takes {
+            true => command.arg("snapshot").arg(&cows[open]),
+            false => command.arg("merge"),
+        };
+        let output = command.arg("--control").arg(control).output().unwrap();
+        if !output.status.success() {
+            return String::from_utf8_lossy(&output.stderr).into_owned();
         }
+        if takes { open += 1 } else { open -= 1 }
     }
 }
 
@@ -58,19 +66,34 @@ impl<'a> Media<'a> {
 
     /// Whether a snapshot had been taken of the file.
     pub(super) fn is_origin(&self) -> bool {
-        let file = File::open(self.0.join("media/one")).unwrap();
+        // A snapshot's own changes first.
+        self.take_mark(COWS[0], COWS[1]);
+        self.take_mark("one", COWS[0])
+    }
+
+    /// Takes a file's mark for its own, as the disks' inodes were others. Whether it has one.
+    fn take_mark(&self, file: &str, cow: &str) -> bool {
+        let Ok(file) = File::open(self.0.join("media").join(file)) else { return false };
         let Some(mark) = origin_mark(&file).unwrap() else { return false };
-        assert_eq!(mark.cow, self.0.join("disks/cow"));
-        // The disks' inodes were others.
+        assert_eq!(mark.cow, self.0.join("disks").join(cow));
+        eprintln!("the changes are in {cow}");
         mark_origin(&file, mark.id.unwrap(), &mark.cow).unwrap();
         true
     }
 
-    /// Merges it, while nobody serves it.
+    /// Merges all, while nobody serves it.
     pub(super) fn merge(&self) -> Result<(), String> {
+        if self.take_mark(COWS[0], COWS[1]) {
+            self.merge_into(COWS[0], COWS[1])?;
+        }
+        self.merge_into("one", COWS[0])
+    }
+
+    fn merge_into(&self, file: &str, cow: &str) -> Result<(), String> {
         let mut merge = Command::new(DAEMON);
-        merge.arg("merge").arg("--file").arg(self.0.join("disks/one"));
-        let output = merge.arg("--overlay").arg(self.0.join("disks/cow")).output().unwrap();
+        merge.arg("merge").arg("--file").arg(self.0.join("disks").join(file));
+        merge.arg("--overlay").arg(self.0.join("disks").join(cow));
+        let output = merge.output().unwrap();
         match output.status.success() {
             true => Ok(()),
             false => Err(String::from_utf8_lossy(&output.stderr).into_owned()),

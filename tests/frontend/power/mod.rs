@@ -114,8 +114,9 @@ impl Subject {
             pages: PAGES,
             first: self.next,
         });
-        let (cow, random) = (disks.path("cow"), Random::new(self.random.number()));
-        let operate = move || live::operate(&control, &cow, random);
+        let cows = live::COWS.map(|cow| disks.path(cow));
+        let random = Random::new(self.random.number());
+        let operate = move || live::operate(&control, &cows, random);
         let operator = (self.stack == Stack::Snapshots).then(|| thread::spawn(operate));
         let has_failed = || operator.as_ref().is_some_and(thread::JoinHandle::is_finished);
         if !early {
