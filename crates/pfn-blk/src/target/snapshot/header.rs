@@ -4,7 +4,7 @@
 
 use std::fs::File;
 use std::io;
-use std::os::unix::fs::FileExt;
+use std::os::unix::fs::{FileExt, FileTypeExt};
 use std::path::Path;
 
 use zerocopy::little_endian::{U32, U64};
@@ -116,7 +116,8 @@ impl CowFile {
     /// store, or can't be read.
     pub fn read(path: &Path) -> Option<Self> {
         // A FIFO would have us wait.
-        let is_file = std::fs::metadata(path).is_ok_and(|metadata| !metadata.file_type().is_dir());
+        let is_file = std::fs::metadata(path)
+            .is_ok_and(|metadata| metadata.is_file() || metadata.file_type().is_block_device());
         let mut page = [0; PAGE_BYTES];
         File::open(path).ok().filter(|_| is_file)?.read_exact_at(&mut page, 0).ok()?;
         let header = metadata::decode::<CowHeader>(&page).ok()??;

@@ -3,6 +3,8 @@
 //! `snapshot`: copy-on-write over an origin.
 
 mod base;
+mod commit;
+mod error;
 mod header;
 mod layout;
 mod map;
@@ -10,10 +12,10 @@ mod map;
 use std::io;
 use std::sync::{Arc, Mutex, PoisonError, RwLock};
 
-use thiserror::Error;
-
 pub use self::base::{BaseChange, MarkedStore};
 use self::base::{Found, NotTold};
+use self::commit::{Committed, not_updated};
+pub use self::error::InvalidSnapshot;
 pub use self::header::CowFile;
 use self::header::Record;
 use self::layout::Layout;
@@ -21,103 +23,13 @@ use self::map::{Map, Place};
 use super::Target;
 use super::metadata::{self, InvalidMetadata, range};
 use crate::bio::{BioError, BioVec, Buffer, Direction};
-use crate::claim::{Claim, Claimed};
+use crate::claim::Claim;
 use crate::extent::{Extent, NotDirect, NotDirectReason};
 use crate::lock::lock;
 use crate::page::{InvalidPages, NrPages, PAGE_SIZE, PgoffRange};
 use crate::pagemap::Pagemap;
-use crate::persist::{PersistError, SyncPoint, SyncSet, persist_all};
+use crate::persist::{SyncPoint, SyncSet, persist_all};
 use crate::store::{Access, Id};
-
-/// How much [`Snapshot::merge`] copies at a time, while bios wait.
-const MERGE_BYTES: u64 = 16 << 20;
-
-/// An origin and a COW store that make no snapshot.
-#[derive(Debug, Clone, Error)]
-#[non_exhaustive]
-pub enum InvalidSnapshot {
-    /// A size that isn't the origin's.
-    #[error("the snapshot has {nr_pages}, its origin only {origin}")]
-    LargerThanOrigin {
-        /// The snapshot's size.
-        nr_pages: NrPages,
-        /// The origin's size.
-        origin: NrPages,
-    },
-    /// A chunk of which too much is copied for a single page.
-    #[error("a chunk of {0} is too large; at most 16 MiB, 32768 sectors, are possible")]
-    LargeChunk(NrPages),
-    /// More chunks than can be counted.
-    #[error("with chunks of {0} there are more than 2^32 - 1; choose a larger chunk")]
-    SmallChunk(NrPages),
-    /// A COW store that has no room for even a chunk.
-    #[error("a COW store of {cow} is too small; it needs {least} at least, to hold one chunk")]
-    SmallCow {
-        /// The COW store's size.
-        cow: NrPages,
-        /// The least that it must be.
-        least: NrPages,
-    },
-    /// A COW store that lost its end.
-    #[error(
-        "the COW store has {used} chunks in use, but room for {capacity} only: \
-         its end was cut off"
-    )]
-    CutOff {
-        /// How many chunks the map counts.
-        used: u64,
-        /// How many there is room for.
-        capacity: u64,
-    },
-    /// An entry of the map that isn't what was written.
-    #[error("the COW store's map is damaged at entry {0}: the checksum doesn't match")]
-    Entry(u64),
-    /// The COW store isn't one, or another's.
-    #[error("the COW store can't be used")]
-    Metadata(#[from] InvalidMetadata),
-    /// What the origin holds may not be durable, and what equals it isn't kept anywhere else.
-    #[error("cannot sync the origin")]
-    Origin(#[source] PersistError),
-    /// The COW store was made for something else, or for what the origin once was.
-    #[error("the file beneath isn't what it was when the changes were made: {0}")]
-    Base(BaseChange),
-    /// The COW store is blank, and what was written to the origin is in another.
-    #[error(
-        "nothing is kept in it yet, but a snapshot was taken of {}, and its changes since are in {}",
-        .0.store, .0.mark.cow.display()
-    )]
-    Marked(MarkedStore),
-    /// It can't be told what the origin is.
-    #[error("cannot tell what {store} holds")]
-    Content {
-        /// The store.
-        store: String,
-        /// The system's reason.
-        #[source]
-        source: Arc<io::Error>,
-    },
-    /// A COW store with changes, where a blank one was asked for.
-    #[error("the COW store has changes already, in {used} chunks; name a new file")]
-    NotBlank {
-        /// How many chunks.
-        used: u64,
-    },
-    /// Someone else writes to the origin or the COW store.
-    #[error(transparent)]
-    Claimed(#[from] Claimed),
-}
-
-impl From<NotTold> for InvalidSnapshot {
-    fn from(NotTold { store, source }: NotTold) -> Self {
-        Self::Content { store, source: Arc::new(source) }
-    }
-}
-
-impl From<NotTold> for PersistError {
-    fn from(NotTold { store, source }: NotTold) -> Self {
-        Self::Sync { store, source: Arc::new(source) }
-    }
-}
 
 /// Which origins a COW store is used over.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
@@ -230,23 +142,6 @@ pub struct Snapshot {
     /// Whether files beneath may be given a generation.
     may_begin: bool,
     _claims: [Vec<Claim>; 2],
-}
-
-/// What the COW store's header says.
-#[derive(Debug)]
-struct Committed {
-    /// Whether there is a header at all.
-    blank: bool,
-    /// How many entries it counts.
-    count: u64,
-    /// What it says beside, or is to say.
-    record: Record,
-    /// Whether it does.
-    is_recorded: bool,
-    /// Whether the origin has the generation of a merge that has begun.
-    has_moved: bool,
-    /// Why nobody knows any more what it says. Final: a chunk that it gives away must not be used.
-    failed: Option<PersistError>,
 }
 
 impl Snapshot {
@@ -362,97 +257,6 @@ impl Snapshot {
         let Layout { chunk, capacity, .. } = self.layout;
         let used = self.with_map(Map::len);
         SnapshotUsage { chunk, used, capacity: capacity.min(self.layout.chunks()) }
-    }
-
-    /// Writes changes to the origin, makes them durable there, and forgets them, until there are
-    /// none or `chunks` were merged: the snapshot holds what it did, and so much of its COW store is
-    /// free. The origin must be writable. Returns how many chunks that were.
-    ///
-    /// Bios go on between one piece and the next, and may change more. After an error or a crash
-    /// nothing is lost, and the call may be repeated.
-    pub fn merge(&self, chunks: u64) -> Result<u64, BioError> {
-        self.check_writable()?;
-        let mut merged = 0;
-        while merged < chunks {
-            let mut committed = lock(&self.committed);
-            if let Some(failed) = &committed.failed {
-                return Err(failed.clone().into());
-            }
-            let _gate = self.gate.write().unwrap_or_else(PoisonError::into_inner);
-            match self.merge_last(&mut committed)? {
-                0 => break,
-                some => merged += some,
-            }
-        }
-        Ok(merged)
-    }
-
-    /// Does what [`merge`](Self::merge) does before it writes, so that the store stays good for an
-    /// origin whose files are grown then.
-    pub fn begin_merge(&self) -> Result<(), BioError> {
-        self.check_writable()?;
-        let mut committed = lock(&self.committed);
-        match &committed.failed {
-            Some(failed) => Err(failed.clone().into()),
-            None => Ok(self.announce_merge(&mut committed)?),
-        }
-    }
-
-    fn check_writable(&self) -> Result<(), BioError> {
-        match self.origin.access() {
-            Access::ReadWrite => Ok(()),
-            Access::ReadOnly => Err(BioError::ReadOnly { store: "the origin".to_owned() }),
-        }
-    }
-
-    /// Merges the last chunks that were taken, and gives them back.
-    fn merge_last(&self, committed: &mut Committed) -> Result<u64, BioError> {
-        let to = self.with_map(Map::len);
-        let from = to.saturating_sub((MERGE_BYTES / self.layout.chunk.bytes()).max(1));
-        if to == 0 {
-            return Ok(0);
-        }
-        if to > committed.count {
-            // Until the origin is synced, what stands in it is hidden by an entry that is durable.
-            self.commit(committed)?;
-        }
-        self.announce_merge(committed)?;
-        for index in from..to {
-            let pages = self.layout.chunk_pages(self.with_map(|map| map.chunk(index)));
-            let at = range(self.layout.data_page(index), pages.nr_pages().get());
-            let data = metadata::read(&*self.cow, at)?;
-            metadata::write(&*self.origin, pages.start().get(), &data)?;
-        }
-        persist_all(&*self.origin)?;
-        if from == 0 {
-            // The origin is whole by itself, and what it is now is what the store is for.
-            let found = Found::of(&*self.origin, self.may_begin).map_err(PersistError::from)?;
-            committed.record = Record { base: Some(found.base), next: None, ..committed.record };
-            committed.has_moved = false;
-        }
-        self.write_header(committed, from)?;
-        self.map.write().unwrap_or_else(PoisonError::into_inner).truncate(from);
-        Ok(to - from)
-    }
-
-    /// Has the header say that the origin is about to change, and then the origin. From here on other
-    /// COW stores over it are stale.
-    fn announce_merge(&self, committed: &mut Committed) -> Result<(), PersistError> {
-        if committed.has_moved {
-            return Ok(());
-        }
-        let next = match committed.record.next {
-            Some(next) => next,
-            None => {
-                let next = Id::random().map_err(no_random)?;
-                committed.record.next = Some(next);
-                self.write_header(committed, committed.count)?;
-                next
-            }
-        };
-        base::move_on(&*self.origin, next)?;
-        committed.has_moved = true;
-        Ok(())
     }
 
     fn with_map<T>(&self, ask: impl FnOnce(&Map) -> T) -> T {
@@ -589,42 +393,6 @@ impl Snapshot {
         }
         Ok(copy)
     }
-
-    /// Makes everything durable that was written so far.
-    fn commit(&self, committed: &mut Committed) -> Result<(), PersistError> {
-        let to = self.with_map(Map::len);
-        let from = committed.count;
-        if from == to {
-            persist_all(&*self.cow)?;
-            let is_known = committed.is_recorded || self.cow.access() == Access::ReadOnly;
-            return if is_known { Ok(()) } else { self.write_header(committed, to) };
-        }
-        if committed.blank {
-            // No entry without a header: a blank store is told by both.
-            self.write_header(committed, 0)?;
-        }
-        for at in self.with_map(|map| map.pages(from, to)) {
-            let page = self.with_map(|map| map.page(at));
-            metadata::write(&*self.cow, self.layout.map_page(at), &page).map_err(not_updated)?;
-        }
-        persist_all(&*self.cow)?;
-        self.write_header(committed, to)
-    }
-
-    /// Has the header count the first `count` entries.
-    fn write_header(&self, committed: &mut Committed, count: u64) -> Result<(), PersistError> {
-        let header = self.with_map(|map| map.header(count, &committed.record));
-        let header = metadata::encode(&header);
-        let written = metadata::write(&*self.cow, 0, &header).map_err(not_updated);
-        if let Err(error) = written.and_then(|()| persist_all(&*self.cow)) {
-            committed.failed = Some(error.clone());
-            return Err(error);
-        }
-        committed.blank = false;
-        committed.is_recorded = true;
-        committed.count = count;
-        Ok(())
-    }
 }
 
 /// That `origin` is what the COW store with that record was made for. A blank one must not begin over
@@ -653,20 +421,6 @@ fn check_origin(
 
 fn no_random(source: io::Error) -> NotTold {
     NotTold { store: "the system's random numbers".to_owned(), source }
-}
-
-fn not_updated(error: BioError) -> PersistError {
-    PersistError::Metadata("a snapshot's map", Arc::new(error))
-}
-
-impl SyncPoint for Snapshot {
-    fn sync(&self) -> Result<(), PersistError> {
-        let mut committed = lock(&self.committed);
-        match &committed.failed {
-            Some(failed) => Err(failed.clone()),
-            None => self.commit(&mut committed),
-        }
-    }
 }
 
 impl Target for Snapshot {
