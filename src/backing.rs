@@ -20,7 +20,7 @@ use vhost_pmem::{Device, InvalidWindow, Layered, Window, check_size};
 use crate::chain;
 use crate::cli::{BackingArgs, WindowArg};
 use crate::marks::{self, Changes};
-use crate::overlay::{self, mend_overlay, origins};
+use crate::overlay::{self, hint_overlay, origins};
 use crate::size::ByteSize;
 
 /// What is to be served.
@@ -125,18 +125,18 @@ fn open_marked(
 
 /// Adds to a refusal of a table what the user can do about its snapshots.
 fn explain_table(error: &OpenTableError) -> anyhow::Error {
-    let mend = match &error.kind {
-        OpenTableErrorKind::Snapshot(error) => mend_overlay(error),
+    let hint = match &error.kind {
+        OpenTableErrorKind::Snapshot(error) => hint_overlay(error),
         _ => String::new(),
     };
-    anyhow!("{error}{mend}")
+    anyhow!("{error}{hint}")
 }
 
 fn open_file(path: &Path, args: &BackingArgs) -> anyhow::Result<FileStore> {
     let shown = path.display();
     let Some(size) = args.size else {
         return FileStore::open(path, Access::ReadWrite).map_err(|error| {
-            let mend = match &error {
+            let hint = match &error {
                 InvalidStore::Missing => "; give --size SIZE to create it".to_owned(),
                 InvalidStore::Size(InvalidPages::Empty) => {
                     "; give --size SIZE to grow it".to_owned()
@@ -145,7 +145,7 @@ fn open_file(path: &Path, args: &BackingArgs) -> anyhow::Result<FileStore> {
                 InvalidStore::Origin(mark) => Changes::of(mark).advice(path),
                 _ => String::new(),
             };
-            anyhow!("{:#}{mend}", anyhow!(error).context(format!("cannot serve {shown}")))
+            anyhow!("{:#}{hint}", anyhow!(error).context(format!("cannot serve {shown}")))
         });
     };
     let pages = NrPages::try_from_bytes(size.0).with_context(|| format!("--size {}", size.0))?;
@@ -239,18 +239,18 @@ pub(crate) fn warn_of_tail(window: &Window, region: NrPages, args: &BackingArgs)
         return;
     }
     let next = ByteSize(shown.bytes());
-    let mend = match (&args.file, &args.overlay) {
+    let hint = match (&args.file, &args.overlay) {
         (Some(_), Some(_)) => format!("give --size {} to keep what is written there", next.0),
         (Some(_), None) => format!("give --size {} to grow the file, sparsely", next.0),
         (None, _) => format!("let the table end at sector {}", next.0 / 512),
     };
     let size = ByteSize(region.bytes());
-    warn!(%size, window = %next, mend, "what a guest writes after the end fails its flushes");
+    warn!(%size, window = %next, hint, "what a guest writes after the end fails its flushes");
 }
 
 /// Adds to a refusal what the user can do about it, to the file or else the table.
 pub(crate) fn explain(error: InvalidWindow, is_file: bool) -> anyhow::Error {
-    let mend = match (&error, is_file) {
+    let hint = match (&error, is_file) {
         (InvalidWindow::NotPowerOfTwo { next, .. }, true) => format!(
             "; give --size {next} to grow the file, sparsely and without touching what is in it, or \
              --window served, which shows zeroes behind its end"
@@ -275,5 +275,5 @@ pub(crate) fn explain(error: InvalidWindow, is_file: bool) -> anyhow::Error {
         ) => "; give --window served".to_owned(),
         _ => String::new(),
     };
-    anyhow!("{:#}{mend}", anyhow!(error))
+    anyhow!("{:#}{hint}", anyhow!(error))
 }

@@ -13,6 +13,7 @@ use pfn_blk::{
     Snapshot, Store, origin_mark, unmark_origin,
 };
 
+use crate::backing::leave_mirrors;
 use crate::marks::{Changes, is_kept_in};
 use crate::overlay::{explain_overlay, overlay_chunk, with_tail};
 use crate::progress::{Progress, Unit};
@@ -104,7 +105,7 @@ impl Pair<'_> {
     /// The overlay's file.
     fn changes(self) -> anyhow::Result<FileStore> {
         FileStore::open(self.overlay, Access::ReadWrite).map_err(|error| {
-            let mend = match &error {
+            let hint = match &error {
                 InvalidStore::Origin(mark) => format!(
                     "; merge those first: vhost-pmemd merge --file {} --overlay {}",
                     self.overlay.display(),
@@ -112,7 +113,7 @@ impl Pair<'_> {
                 ),
                 _ => String::new(),
             };
-            anyhow!("the overlay: {:#}{mend}", anyhow!(error))
+            anyhow!("the overlay: {:#}{hint}", anyhow!(error))
         })
     }
 
@@ -121,6 +122,7 @@ impl Pair<'_> {
         let file = File::from(store.fd().try_clone_to_owned()?);
         let mut space = PfnSpace::new();
         let (base, cow) = (space.add(Box::new(store))?, space.add(Box::new(self.changes()?))?);
+        leave_mirrors(&[Arc::clone(&base)])?;
         let origin = with_tail(Arc::clone(&base), size)?;
         let snapshot = Snapshot::open_over(self.origins, origin, cow, overlay_chunk(), size)
             .map_err(explain_overlay)?;

@@ -138,11 +138,11 @@ fn check_unmarked(path: &Path, base: &Pagemap) -> anyhow::Result<()> {
 
 /// Adds to a refusal of an overlay what the user can do about it.
 pub(crate) fn explain_overlay(error: InvalidSnapshot) -> anyhow::Error {
-    let mend = mend_overlay(&error);
-    anyhow!("{:#}{mend}", anyhow!(error))
+    let hint = hint_overlay(&error);
+    anyhow!("{:#}{hint}", anyhow!(error))
 }
 
-pub(crate) fn mend_overlay(error: &InvalidSnapshot) -> String {
+pub(crate) fn hint_overlay(error: &InvalidSnapshot) -> String {
     match error {
         InvalidSnapshot::Base(_) => {
             "; bring it back as it was, or, if it is right as it is, give --accept-base".to_owned()

@@ -143,6 +143,21 @@ fn leg_that_is_served_alone_is_believed_afterwards() {
 }
 
 #[test]
+fn leg_that_an_overlay_was_merged_into_is_believed_afterwards() {
+    let place = Place::new();
+    let Some(daemon) = mirror(&place, LOGS[1]) else { return };
+    end(daemon);
+    let overlay = "--publish @/window --file @/b --overlay @/cow";
+    let daemon = Publisher::start(&place, overlay).unwrap();
+    flush(&place, 4);
+    end(daemon);
+    assert!(place.run("merge --file @/b --overlay @/cow").status.success());
+    let daemon = restart(&place);
+    assert_eq!(first(&place, "window"), 4);
+    end(daemon);
+}
+
+#[test]
 fn legs_that_both_went_on_are_refused_with_the_way_out() {
     let place = Place::new();
     let Some(daemon) = mirror(&place, LOGS[0]) else { return };
