@@ -7,11 +7,13 @@
 //! base that differs is refused.
 
 use std::io;
-use std::time::{Duration, SystemTime};
+use std::time::SystemTime;
 
+use humantime::format_rfc3339_seconds;
 use rustix::fs::fstat;
 use thiserror::Error;
 
+use crate::page::PAGE_SIZE;
 use crate::pagemap::Pagemap;
 use crate::store::generation::{self, Content};
 use crate::store::{Id, OriginMark, Store, origin_mark};
@@ -34,7 +36,7 @@ pub(super) struct Base {
 #[non_exhaustive]
 pub enum BaseChange {
     /// It is larger or smaller.
-    #[error("it has {is} pages, and had {was}")]
+    #[error("it has {} bytes, and had {}", .is * PAGE_SIZE, .was * PAGE_SIZE)]
     Size {
         /// The pages of its stores when the COW store was made.
         was: u64,
@@ -53,25 +55,7 @@ pub enum BaseChange {
 
 /// When, for an error.
 fn at(time: Option<SystemTime>) -> String {
-    let since = time.and_then(|time| time.duration_since(SystemTime::UNIX_EPOCH).ok());
-    since.map_or_else(String::new, |since| format!(", at {}", utc(since)))
-}
-
-/// A time since 1970, as RFC 3339 has it.
-fn utc(since: Duration) -> String {
-    let (days, seconds) = (since.as_secs() / 86400, since.as_secs() % 86400);
-    // "Euclidean affine functions and their application to calendar algorithms", Neri and Schneider:
-    // years begin in March, eras have 400 of them.
-    let from_march = days + 719_468;
-    let (era, day) = (from_march / 146_097, from_march % 146_097);
-    let year = (day - day / 1460 + day / 36_524 - day / 146_096) / 365;
-    let of_year = day - (365 * year + year / 4 - year / 100);
-    let shifted = (5 * of_year + 2) / 153;
-    let day = of_year - (153 * shifted + 2) / 5 + 1;
-    let month = if shifted < 10 { shifted + 3 } else { shifted - 9 };
-    let year = era * 400 + year + u64::from(month <= 2);
-    let (hour, minute, second) = (seconds / 3600, seconds / 60 % 60, seconds % 60);
-    format!("{year:04}-{month:02}-{day:02}T{hour:02}:{minute:02}:{second:02}Z")
+    time.map_or_else(String::new, |time| format!(", at {}", format_rfc3339_seconds(time)))
 }
 
 /// A store of a base whose changes are kept somewhere else, by its mark.
@@ -192,23 +176,4 @@ pub(super) fn marked(target: &dyn Target) -> Result<Option<MarkedStore>, NotTold
         }
     }
     Ok(None)
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn time_is_written_as_in_a_log() {
-        for (seconds, expected) in [
-            (0, "1970-01-01T00:00:00Z"),
-            (951_782_399, "2000-02-28T23:59:59Z"),
-            (951_782_400, "2000-02-29T00:00:00Z"),
-            (951_868_800, "2000-03-01T00:00:00Z"),
-            (1_795_798_861, "2026-11-27T17:01:01Z"),
-            (4_107_542_400, "2100-03-01T00:00:00Z"),
-        ] {
-            assert_eq!(utc(Duration::from_secs(seconds)), expected);
-        }
-    }
 }
