@@ -321,6 +321,24 @@ fn resync_that_fails_leaves_all_that_it_copied_to_be_copied_again() {
 }
 
 #[test]
+fn leg_is_told_that_it_is_brought_up_before_it_is_copied_to() {
+    let parts = Parts::new();
+    let [one, two] = parts.controls();
+    let (mirror, region) = parts.open(InSync::Yes);
+    two.set_broken(true);
+    write(&region, 3, 8).unwrap();
+    two.set_broken(false);
+    // An image that has this label lacks what bits won't tell once it is copied.
+    let leg = Arc::clone(&parts.legs[1].pagemap);
+    let label = move || leg.store().attribute("leg.0").unwrap();
+    let before = label();
+    let (tell, told) = std::sync::mpsc::channel();
+    one.meanwhile(Kind::Read, move || tell.send(label()).unwrap());
+    assert_eq!(mirror.resync().unwrap().legs, [Healthy, Healthy]);
+    assert_ne!(told.recv().unwrap(), before);
+}
+
+#[test]
 fn writes_to_one_page_reach_the_legs_in_one_order() {
     let parts = Parts::new();
     let [_, two] = parts.controls();

@@ -442,6 +442,45 @@ fn leg_is_replaced_while_the_mirror_is_written() {
 }
 
 #[test]
+fn leg_that_is_replaced_by_a_copy_is_compared_as_a_whole() {
+    for log in [Log::Core, Log::Kept] {
+        for copied in [0, 1] {
+            let disks = settled(log);
+            let served = disks.open(&[Disk(0), Disk(1)], log);
+            served.flush(3, 2);
+            assert_eq!(served.resync(), [Healthy, Healthy]);
+            // As `cp -a` makes one while the mirror is served, to save the time of a resync.
+            disks.restore(2, &disks.image(copied));
+            served.flush(9, 5);
+            (0..3).for_each(|_| served.region.persist(served.region.pages()).unwrap());
+            served.mirror.replace(1, Arc::clone(&disks.0[2]) as _, Pgoff::ZERO).unwrap();
+            assert_eq!(served.resync(), [Healthy, Healthy]);
+            assert_eq!((disks.page(2, 3), disks.page(2, 9)), (2, 5), "a copy of {copied}");
+        }
+    }
+}
+
+#[test]
+fn leg_that_went_on_by_itself_takes_no_place_in_a_mirror_that_is_served() {
+    for log in [Log::Core, Log::Kept] {
+        let disks = settled(log);
+        let served = disks.open(&[Disk(0), Nothing], log);
+        served.flush(3, 2);
+        leave_mirrors([&disks.0[1]]).unwrap();
+        disks.region(1).write(range(9, 1), &fill(&[9])).unwrap();
+        let replace = || served.mirror.replace(1, Arc::clone(&disks.0[1]) as _, Pgoff::ZERO);
+        let refused = replace();
+        assert!(matches!(refused, Err(ReplaceError::Diverged)), "{refused:?}");
+        assert_eq!(served.resync(), [Healthy, Missing]);
+        assert_eq!(disks.page(1, 9), 9);
+        disks.unmark(1);
+        replace().unwrap();
+        assert_eq!(served.resync(), [Healthy, Healthy]);
+        assert_eq!((disks.page(1, 3), disks.page(1, 9)), (2, 0));
+    }
+}
+
+#[test]
 fn leg_whose_stores_have_no_attributes_has_its_label_in_the_page_that_follows() {
     let dir = tempfile::tempdir().unwrap();
     let open = |one: &Path, two: &Path, pages| {

@@ -152,6 +152,12 @@ pub enum ReplaceError {
         "it is a leg of another mirror; to use it here and lose what is on it, unmark it first"
     )]
     OfAnother,
+    /// It has what no other leg has.
+    #[error(
+        "it was written without the mirror, and differs; to use it here and lose what was written, \
+         unmark it first"
+    )]
+    Diverged,
     /// That the old one is out of date can't be written down.
     #[error("cannot write down that the leg is replaced")]
     Record(#[source] BioError),

@@ -13,7 +13,7 @@ use tracing::warn;
 use zerocopy::little_endian::U64;
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
 
-use super::{InvalidMirror, LEGS_MAX, random};
+use super::{InvalidMirror, LEGS_MAX, ReplaceError, random};
 use crate::bio::{BioError, Direction};
 use crate::claim::{Claim, Claimed};
 use crate::page::{NrPages, Pgoff, PgoffRange};
@@ -140,6 +140,15 @@ impl Label {
 
     pub(super) fn events(&self) -> u64 {
         self.members.events.get()
+    }
+
+    /// Checks that a leg which says this may be copied to by a mirror of these members.
+    pub(super) fn check_lost(&self, members: &Members) -> Result<(), ReplaceError> {
+        match self.members.mirror == members.mirror {
+            false => Err(ReplaceError::OfAnother),
+            true if !members.follow(self) => Err(ReplaceError::Diverged),
+            true => Ok(()),
+        }
     }
 }
 

@@ -71,8 +71,9 @@ impl Mirror {
                     continue;
                 }
             };
-            if label.is_some_and(|label| label.members.mirror != log.roll().members().mirror) {
-                warn!(leg = self.leg(leg).name(), "mirror: a leg has become another mirror's");
+            let members = log.roll().members();
+            if let Some(Err(error)) = label.map(|label| label.check_lost(members)) {
+                warn!(leg = self.leg(leg).name(), %error, "mirror: a leg can't be brought back");
                 continue;
             }
             if !label.is_some_and(|label| log.roll().covers(label.events())) {
@@ -112,15 +113,16 @@ impl Mirror {
             return Err(ReplaceError::LastHealthy);
         }
         let label = match found {
-            Found::Labelled(label) if label.members.mirror != log.roll().members().mirror => {
-                return Err(ReplaceError::OfAnother);
+            Found::Labelled(label) => {
+                label.check_lost(log.roll().members())?;
+                Some(label)
             }
-            Found::Labelled(label) => Some(label),
             Found::Blank => None,
             Found::Missing => return Err(ReplaceError::Unreadable),
         };
         let id = random().map_err(ReplaceError::Record)?;
-        log.differ_where_written();
+        // Whatever its label says: it may be a copy of a leg that was written to since.
+        log.differ_everywhere();
         self.record(&mut log, states.without(leg)).map_err(ReplaceError::Record)?;
         log.roll().identify(leg, label.as_ref(), id);
         self.legs.write().unwrap_or_else(PoisonError::into_inner)[leg] = Arc::new(new);

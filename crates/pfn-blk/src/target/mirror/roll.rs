@@ -20,6 +20,8 @@ pub(super) struct Roll {
     ids: Vec<u64>,
     /// Those that lack something.
     behind: u8,
+    /// Those that weren't told, as they had failed.
+    failed: u8,
     /// Whether it was written since the mirror was opened.
     is_written: bool,
     /// What a leg lacks that was written to at this event, or later, is told by the log's bits.
@@ -29,8 +31,14 @@ pub(super) struct Roll {
 impl Roll {
     pub(super) fn new(belief: &Belief) -> Self {
         let Belief { members, ids, behind, missing, .. } = belief;
-        let behind = behind | missing;
-        Self { members: *members, ids: ids.clone(), behind, is_written: false, whole: u64::MAX }
+        Self {
+            members: *members,
+            ids: ids.clone(),
+            behind: behind | missing,
+            failed: *missing,
+            is_written: false,
+            whole: u64::MAX,
+        }
     }
 
     pub(super) fn members(&self) -> &Members {
@@ -50,9 +58,10 @@ impl Roll {
         event >= self.whole
     }
 
-    /// Whether the legs say something else, or haven't been told of this opening.
-    pub(super) fn is_due(&self, behind: u8) -> bool {
-        !self.is_written || behind != self.behind
+    /// Whether the legs say something else, or haven't been told of this opening. One that is brought
+    /// up is told before anything is copied to it: an image of it from before lacks more than it does.
+    pub(super) fn is_due(&self, states: States) -> bool {
+        !self.is_written || states.behind() != self.behind || states.failed != self.failed
     }
 
     /// The leg `leg` is the one that says so of itself; one that says nothing is a new one.
@@ -97,6 +106,7 @@ impl Roll {
                         self.whole = events;
                     }
                     self.behind = behind;
+                    self.failed = states.failed;
                     self.is_written = true;
                     return Ok(states);
                 }
