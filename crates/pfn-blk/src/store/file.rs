@@ -5,7 +5,7 @@
 use std::fs::File;
 use std::io::{self, Seek, SeekFrom};
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
-use std::os::unix::fs::{FileExt, FileTypeExt};
+use std::os::unix::fs::{FileExt, FileTypeExt, MetadataExt};
 use std::path::Path;
 
 use rustix::fs::{AtFlags, FileType, FlockOperation, FsWord, Mode, OFlags, StatxFlags};
@@ -288,12 +288,18 @@ impl Store for FileStore {
         attribute::get(&self.file, name)
     }
 
+    fn set_attribute(&self, name: &str, value: Option<&[u8]>) -> io::Result<()> {
+        attribute::set(&self.file, name, value)
+    }
+
     fn attributes(&self) -> io::Result<Vec<String>> {
         attribute::names(&self.file)
     }
 
-    fn set_attribute(&self, name: &str, value: Option<&[u8]>) -> io::Result<()> {
-        attribute::set(&self.file, name, value)
+    fn inode(&self) -> io::Result<u64> {
+        let metadata = self.file.metadata()?;
+        // That of a device node says nothing about the device.
+        Ok(if metadata.is_file() { metadata.ino() } else { 0 })
     }
 }
 

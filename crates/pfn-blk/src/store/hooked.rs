@@ -97,14 +97,18 @@ where
         self.store.attribute(name)
     }
 
+    fn set_attribute(&self, name: &str, value: Option<&[u8]>) -> io::Result<()> {
+        (self.hook)(StoreOperation::SetAttribute)?;
+        self.store.set_attribute(name, value)
+    }
+
     fn attributes(&self) -> io::Result<Vec<String>> {
         (self.hook)(StoreOperation::Attribute)?;
         self.store.attributes()
     }
 
-    fn set_attribute(&self, name: &str, value: Option<&[u8]>) -> io::Result<()> {
-        (self.hook)(StoreOperation::SetAttribute)?;
-        self.store.set_attribute(name, value)
+    fn inode(&self) -> io::Result<u64> {
+        self.store.inode()
     }
 }
 

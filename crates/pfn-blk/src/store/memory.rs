@@ -75,10 +75,6 @@ impl Store for MemoryStore {
         Ok(lock(&self.attributes).get(name).cloned())
     }
 
-    fn attributes(&self) -> io::Result<Vec<String>> {
-        Ok(lock(&self.attributes).keys().cloned().collect())
-    }
-
     fn set_attribute(&self, name: &str, value: Option<&[u8]>) -> io::Result<()> {
         let mut attributes = lock(&self.attributes);
         match value {
@@ -86,5 +82,13 @@ impl Store for MemoryStore {
             None => attributes.remove(name),
         };
         Ok(())
+    }
+
+    fn attributes(&self) -> io::Result<Vec<String>> {
+        Ok(lock(&self.attributes).keys().cloned().collect())
+    }
+
+    fn inode(&self) -> io::Result<u64> {
+        Ok(0)
     }
 }

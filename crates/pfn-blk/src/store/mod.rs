@@ -67,9 +67,11 @@ pub trait Store: fmt::Debug + Send + Sync {
     fn persist(&self) -> io::Result<()>;
     /// The note of that name beside the pages, if there is one. `Unsupported` where none can be kept.
     fn attribute(&self, name: &str) -> io::Result<Option<Vec<u8>>>;
-    /// The names of all notes. `Unsupported` where none can be kept.
-    fn attributes(&self) -> io::Result<Vec<String>>;
     /// Puts `value` in the note's place, or removes it. Durable when it returns. After an error the
     /// note is the old one or the new one.
     fn set_attribute(&self, name: &str, value: Option<&[u8]>) -> io::Result<()>;
+    /// The names of all notes. `Unsupported` where none can be kept.
+    fn attributes(&self) -> io::Result<Vec<String>>;
+    /// What tells the file from a copy of it that has its notes: an inode's number. 0 if nothing does.
+    fn inode(&self) -> io::Result<u64>;
 }

@@ -52,6 +52,9 @@ pub enum InvalidMetadata {
     /// A header is missing where there was one.
     #[error("its header is blank, but what follows isn't: the header is lost")]
     HeaderLost,
+    /// Of a mirror's leg, a part.
+    #[error("a part of the leg was written without the mirror, and the rest was not")]
+    PartOfLeg,
     /// Made for something else.
     #[error("it was made with {what} {is}, not {asked}")]
     Mismatch {

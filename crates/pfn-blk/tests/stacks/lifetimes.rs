@@ -176,11 +176,14 @@ fn no_pfn_is_handed_out_twice_in_a_million_rounds() {
         fn attribute(&self, _: &str) -> std::io::Result<Option<Vec<u8>>> {
             Ok(None)
         }
+        fn set_attribute(&self, _: &str, _: Option<&[u8]>) -> std::io::Result<()> {
+            Ok(())
+        }
         fn attributes(&self) -> std::io::Result<Vec<String>> {
             Ok(Vec::new())
         }
-        fn set_attribute(&self, _: &str, _: Option<&[u8]>) -> std::io::Result<()> {
-            Ok(())
+        fn inode(&self) -> std::io::Result<u64> {
+            Ok(0)
         }
     }
 

@@ -10,7 +10,7 @@ use std::sync::Arc;
 use pfn_blk::LegState::{Failed, Healthy, Missing, Recovering};
 use pfn_blk::{
     ErrorTarget, FileStore, InSync, InvalidMirror, LegState, MemoryStore, Mirror, MirrorLog,
-    Pagemap, PfnSpace, Pgoff, Region, ReplaceError, Store, Table, Target, leave_mirrors,
+    Pagemap, PfnSpace, Pgoff, Region, ReplaceError, Store, Striped, Target, leave_mirrors,
 };
 
 use crate::model::{fill, range};
@@ -314,36 +314,6 @@ fn leg_that_was_written_without_its_mirror_is_the_one_that_is_believed() {
 }
 
 #[test]
-fn part_of_a_leg_is_not_written_without_the_mirror() {
-    let mut space = PfnSpace::new();
-    let mut disk = |pages| {
-        let store = MemoryStore::new("disk", nr_pages(pages)).unwrap();
-        space.add(Box::new(store)).unwrap()
-    };
-    let (front, back, other, larger) = (disk(4), disk(4), disk(8), disk(9));
-    let joined = || -> Arc<dyn Target> {
-        let parts: [(_, Arc<dyn Target>); 2] =
-            [(range(0, 4), Arc::clone(&front) as _), (range(4, 4), Arc::clone(&back) as _)];
-        Arc::new(Table::try_new(parts.into()).unwrap())
-    };
-    let open = |legs| {
-        let log = MirrorLog { device: None, region: nr_pages(1), in_sync: InSync::Yes };
-        let mirror: Arc<dyn Target> = Arc::new(Mirror::open(legs, log, nr_pages(8)).unwrap());
-        Region::try_new(mirror).unwrap().write(range(0, 1), &fill(&[1])).unwrap();
-    };
-    open(vec![(joined(), Pgoff::ZERO), (Arc::clone(&other) as _, Pgoff::ZERO)]);
-    leave_mirrors([&other]).unwrap();
-    for part in [&front, &back] {
-        assert!(matches!(leave_mirrors([part]), Err(InvalidMirror::PartOfLeg(_))));
-    }
-    // Nor a file of which it isn't all.
-    let behind = Pgoff::try_new(1).unwrap();
-    let one = disk(8);
-    open(vec![(one as _, Pgoff::ZERO), (Arc::clone(&larger) as _, behind)]);
-    assert!(matches!(leave_mirrors([&larger]), Err(InvalidMirror::PartOfLeg(_))));
-}
-
-#[test]
 fn leg_of_an_older_image_is_copied_to() {
     let disks = settled(Log::Core);
     let image = disks.image(0);
@@ -480,6 +450,136 @@ fn leg_that_went_on_by_itself_takes_no_place_in_a_mirror_that_is_served() {
     }
 }
 
+/// A file with room for two legs, if it can have labels.
+fn file(dir: &Path, name: &str) -> Option<FileStore> {
+    let (store, _) = FileStore::open_sized(&dir.join(name), nr_pages(2 * PAGES)).unwrap();
+    if let Err(error) = store.attribute("leg.0") {
+        eprintln!("skipped: {error}");
+        return None;
+    }
+    Some(store)
+}
+
+/// A mirror of the pages of two files from `start` on.
+fn open_files(dir: &Path, names: [&str; 2], start: u64) -> Option<Served> {
+    let mut space = PfnSpace::new();
+    let mut legs: Vec<(Arc<dyn Target>, Pgoff)> = Vec::new();
+    for name in names {
+        let store = space.add(Box::new(file(dir, name)?)).unwrap();
+        legs.push((store, Pgoff::try_new(start).unwrap()));
+    }
+    let log = MirrorLog { device: None, region: nr_pages(REGION), in_sync: InSync::Yes };
+    let mirror = Arc::new(Mirror::open(legs, log, nr_pages(PAGES)).unwrap());
+    let region = Region::try_new(Arc::clone(&mirror) as Arc<dyn Target>).unwrap();
+    Some(Served { mirror, region })
+}
+
+/// The label of a file, which may be served.
+fn label_of(path: &Path) -> Vec<u8> {
+    let mut label = vec![0; 512];
+    let name = "user.pfn-blk.leg.0";
+    assert_eq!(rustix::fs::getxattr(path, name, &mut label).unwrap(), 512);
+    label
+}
+
+#[test]
+fn copy_of_a_leg_is_not_believed_beside_legs_that_may_have_been_written_since() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = |name| dir.path().join(name);
+    let Some(served) = open_files(dir.path(), ["one", "two"], 0) else { return };
+    served.flush(3, 1);
+    // As `cp -a` makes one.
+    let copy = |from, to| {
+        let label = label_of(&path(from));
+        std::fs::copy(path(from), path(to)).unwrap();
+        file(dir.path(), to).unwrap().set_attribute("leg.0", Some(&label)).unwrap();
+    };
+    copy("one", "copy");
+    served.flush(3, 2);
+    drop(served);
+    for names in [["copy", "two"], ["two", "copy"]] {
+        let served = open_files(dir.path(), names, 0).unwrap();
+        assert_eq!(served.page(3), 2, "{names:?}");
+        assert!(served.mirror.status().stale > 0);
+        drop(served);
+    }
+    // Copies of all are all there is, and may differ.
+    copy("one", "one.moved");
+    copy("two", "two.moved");
+    let served = open_files(dir.path(), ["one.moved", "two.moved"], 0).unwrap();
+    assert_eq!((served.states(), served.page(3)), (vec![Healthy, Healthy], 2));
+}
+
+#[test]
+fn leg_at_any_place_of_a_file_that_is_written_without_its_mirror_is_believed() {
+    let dir = tempfile::tempdir().unwrap();
+    for start in [0, PAGES] {
+        let Some(served) = open_files(dir.path(), ["one", "two"], start) else { return };
+        served.flush(3, 1);
+    }
+    let mut space = PfnSpace::new();
+    let alone = space.add(Box::new(file(dir.path(), "two").unwrap())).unwrap();
+    leave_mirrors([&alone]).unwrap();
+    let region = Region::try_new(Arc::clone(&alone) as Arc<dyn Target>).unwrap();
+    for page in [3, PAGES + 3] {
+        region.write(range(page, 1), &fill(&[9])).unwrap();
+    }
+    drop((space, alone, region));
+    for start in [0, PAGES] {
+        let served = open_files(dir.path(), ["one", "two"], start).unwrap();
+        assert_eq!((served.states(), served.page(3)), (vec![Recovering, Healthy], 9), "{start}");
+    }
+}
+
+#[test]
+fn part_of_a_leg_that_was_written_without_the_rest_is_refused_until_it_is_given_up() {
+    let disks = Disks::new();
+    let open = || {
+        let parts = [0, 1].map(|disk| (Arc::clone(&disks.0[disk]) as Arc<dyn Target>, Pgoff::ZERO));
+        let striped = Striped::try_new(parts.into(), nr_pages(1), nr_pages(PAGES)).unwrap();
+        let legs: Vec<(Arc<dyn Target>, Pgoff)> =
+            vec![(Arc::new(striped), Pgoff::ZERO), (Arc::clone(&disks.0[2]) as _, Pgoff::ZERO)];
+        let log = MirrorLog { device: None, region: nr_pages(REGION), in_sync: InSync::AsLogged };
+        let mirror = Arc::new(Mirror::open(legs, log, nr_pages(PAGES))?);
+        let region = Region::try_new(Arc::clone(&mirror) as Arc<dyn Target>).unwrap();
+        Ok::<_, InvalidMirror>(Served { mirror, region })
+    };
+    let served = open().unwrap();
+    served.flush(3, 1);
+    served.resync();
+    drop(served);
+    leave_mirrors([&disks.0[1]]).unwrap();
+    disks.region(1).write(range(1, 1), &fill(&[9])).unwrap();
+    let refused = open().map(|served| served.states());
+    assert!(matches!(refused, Err(InvalidMirror::Label { .. })), "{refused:?}");
+    disks.unmark(0);
+    let served = open().unwrap();
+    assert_eq!((served.states(), served.page(3)), (vec![Recovering, Healthy], 1));
+}
+
+#[test]
+fn leg_of_a_device_that_is_written_without_its_mirror_is_believed() {
+    let dir = tempfile::tempdir().unwrap();
+    let disk = |name| {
+        let (store, _) = FileStore::open_sized(&dir.path().join(name), nr_pages(8)).unwrap();
+        PfnSpace::new().add(Box::new(NoNotes(store))).unwrap()
+    };
+    let [one, two] = ["one", "two"].map(disk);
+    let open = || {
+        let legs = [&one, &two].map(|disk| (Arc::clone(disk) as Arc<dyn Target>, Pgoff::ZERO));
+        let log = MirrorLog { device: None, region: nr_pages(1), in_sync: InSync::Yes };
+        let mirror = Arc::new(Mirror::open(legs.into(), log, nr_pages(7)).unwrap());
+        let region = Region::try_new(Arc::clone(&mirror) as Arc<dyn Target>).unwrap();
+        Served { mirror, region }
+    };
+    open().flush(3, 1);
+    leave_mirrors([&two]).unwrap();
+    let region = Region::try_new(Arc::clone(&two) as Arc<dyn Target>).unwrap();
+    region.write(range(3, 1), &fill(&[9])).unwrap();
+    let served = open();
+    assert_eq!((served.states(), served.page(3)), (vec![Recovering, Healthy], 9));
+}
+
 #[test]
 fn leg_whose_stores_have_no_attributes_has_its_label_in_the_page_that_follows() {
     let dir = tempfile::tempdir().unwrap();
@@ -548,11 +648,14 @@ impl Store for NoNotes {
     fn attribute(&self, _: &str) -> std::io::Result<Option<Vec<u8>>> {
         Err(std::io::ErrorKind::Unsupported.into())
     }
+    fn set_attribute(&self, _: &str, _: Option<&[u8]>) -> std::io::Result<()> {
+        Err(std::io::ErrorKind::Unsupported.into())
+    }
     fn attributes(&self) -> std::io::Result<Vec<String>> {
         Err(std::io::ErrorKind::Unsupported.into())
     }
-    fn set_attribute(&self, _: &str, _: Option<&[u8]>) -> std::io::Result<()> {
-        Err(std::io::ErrorKind::Unsupported.into())
+    fn inode(&self) -> std::io::Result<u64> {
+        Ok(0)
     }
 }
 

@@ -269,12 +269,6 @@ impl Store for VolatileStore {
         Ok(switch.disks[self.number].attributes.get(name).cloned())
     }
 
-    fn attributes(&self) -> io::Result<Vec<String>> {
-        self.power.read(self.number)?;
-        let switch = self.power.0.lock().unwrap();
-        Ok(switch.disks[self.number].attributes.keys().cloned().collect())
-    }
-
     fn set_attribute(&self, name: &str, value: Option<&[u8]>) -> io::Result<()> {
         self.power.operate(self.number, |disk| {
             match value {
@@ -283,5 +277,15 @@ impl Store for VolatileStore {
             };
             Ok(())
         })
+    }
+
+    fn attributes(&self) -> io::Result<Vec<String>> {
+        self.power.read(self.number)?;
+        let switch = self.power.0.lock().unwrap();
+        Ok(switch.disks[self.number].attributes.keys().cloned().collect())
+    }
+
+    fn inode(&self) -> io::Result<u64> {
+        Ok(self.number as u64 + 1)
     }
 }

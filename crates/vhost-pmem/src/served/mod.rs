@@ -325,12 +325,16 @@ impl Store for ServedStore {
         Err(io::ErrorKind::Unsupported.into())
     }
 
+    fn set_attribute(&self, _name: &str, _value: Option<&[u8]>) -> io::Result<()> {
+        Err(io::ErrorKind::Unsupported.into())
+    }
+
     fn attributes(&self) -> io::Result<Vec<String>> {
         Err(io::ErrorKind::Unsupported.into())
     }
 
-    fn set_attribute(&self, _name: &str, _value: Option<&[u8]>) -> io::Result<()> {
-        Err(io::ErrorKind::Unsupported.into())
+    fn inode(&self) -> io::Result<u64> {
+        Ok(0)
     }
 }
 

@@ -19,6 +19,17 @@ pub(super) enum Found {
     /// It has no label.
     Blank,
     Labelled(Label),
+    /// It has the label of a leg that it is a copy of: the leg may have been written to since.
+    Copied(Label),
+}
+
+impl Found {
+    pub(super) fn label(&self) -> Option<Label> {
+        match self {
+            Self::Missing | Self::Blank => None,
+            Self::Labelled(label) | Self::Copied(label) => Some(*label),
+        }
+    }
 }
 
 /// What is believed.
@@ -44,13 +55,12 @@ pub(super) fn believe(
     log: Option<Members>,
     in_sync: InSync,
 ) -> Result<Belief, InvalidMirror> {
-    let label = |leg: &Found| if let Found::Labelled(label) = leg { Some(*label) } else { None };
-    let labels: Vec<_> = (0..).zip(legs).filter_map(|(at, leg)| Some((at, label(leg)?))).collect();
+    let labels: Vec<_> = (0..).zip(legs).filter_map(|(at, leg)| Some((at, leg.label()?))).collect();
     let missing = mask(legs, |leg| *leg == Found::Missing);
     let ids = legs.iter().map(|leg| match leg {
         Found::Missing => Ok(0),
         Found::Blank => random(),
-        Found::Labelled(label) => Ok(label.leg.get()),
+        Found::Labelled(label) | Found::Copied(label) => Ok(label.leg.get()),
     });
     let ids = ids.collect::<Result<Vec<_>, _>>()?;
     if labels.is_empty() {
@@ -69,16 +79,18 @@ pub(super) fn believe(
     }
     let mut members = latest(&labels, log)?;
     let is_current = |leg: &Found| {
-        label(leg)
+        leg.label()
             .is_some_and(|label| label.members.tag == members.tag && members.have(label.leg.get()))
     };
-    let current = mask(legs, is_current);
+    let originals = mask(legs, |leg| matches!(leg, Found::Labelled(_)) && is_current(leg));
+    // If there are none, copies are all there is.
+    let current = if originals == 0 { mask(legs, is_current) } else { originals };
     labels.iter().for_each(|(_, label)| members.note(label.leg.get(), label.members.tag));
     if current == 0 {
         return Err(InvalidMirror::NoneCurrent);
     }
     let behind = mask(legs, |_| true) & !current & !missing;
-    let is_logged = log.is_some_and(|log| log.tag == members.tag);
+    let is_logged = originals != 0 && log.is_some_and(|log| log.tag == members.tag);
     Ok(Belief { members, ids, missing, behind, is_logged, is_new: false })
 }
 

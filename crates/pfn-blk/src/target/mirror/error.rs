@@ -117,9 +117,6 @@ pub enum InvalidMirror {
     /// The legs that had everything aren't there.
     #[error("no leg that is there has all that was written: the ones that had it are missing")]
     NoneCurrent,
-    /// A store that is to be written without its mirror, and that doesn't make up a leg.
-    #[error("{0} is a part of a mirror's leg, and can't be written by itself")]
-    PartOfLeg(String),
     /// The log is of another mirror.
     #[error("the log is another mirror's")]
     LogOfAnother,

@@ -13,7 +13,8 @@ use tracing::warn;
 use zerocopy::little_endian::U64;
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
 
-use super::{InvalidMirror, LEGS_MAX, ReplaceError, random};
+use super::belief::Found;
+use super::{LEGS_MAX, ReplaceError, random};
 use crate::bio::{BioError, Direction};
 use crate::claim::{Claim, Claimed};
 use crate::page::{NrPages, Pgoff, PgoffRange};
@@ -129,13 +130,15 @@ pub(super) struct Label {
     pub(super) members: Members,
     /// The leg's own identity.
     pub(super) leg: U64,
-    /// In how many stores the leg has its label.
-    parts: U64,
+    /// The inode of the file that it was written to; 0 if nothing tells that from a copy.
+    inode: U64,
+    /// 1 if the file was about to be written without the mirror then, and else 0.
+    alone: U64,
 }
 
 impl Label {
     pub(super) fn new(members: Members, leg: u64) -> Self {
-        Self { members, leg: leg.into(), parts: U64::ZERO }
+        Self { members, leg: leg.into(), inode: U64::ZERO, alone: U64::ZERO }
     }
 
     pub(super) fn events(&self) -> u64 {
@@ -198,45 +201,65 @@ impl Place {
     }
 
     /// What the leg says; nothing if it has no label, or not all of its stores have the same one's.
-    pub(super) fn read(&self) -> Result<Option<Label>, InvalidMetadata> {
-        match self {
-            Self::None => Ok(None),
-            Self::Page(page, _) => metadata::decode(&metadata::read(page, range(0, 1))?),
-            Self::Stores(stores) => {
-                let mut least: Option<Label> = None;
-                for (pagemap, name) in stores {
-                    let Some(label) = read(pagemap, name)? else { return Ok(None) };
-                    let is_same = |other: &Label| {
-                        (other.members.mirror, other.leg) == (label.members.mirror, label.leg)
-                    };
-                    match &least {
-                        Some(other) if !is_same(other) => return Ok(None),
-                        Some(other) if other.events() <= label.events() => {}
-                        _ => least = Some(label),
-                    }
-                }
-                Ok(least)
+    pub(super) fn read(&self) -> Result<Found, InvalidMetadata> {
+        let stores = match self {
+            Self::None => return Ok(Found::Blank),
+            Self::Page(page, _) => {
+                let label = metadata::decode(&metadata::read(page, range(0, 1))?)?;
+                return Ok(label.map_or(Found::Blank, Found::Labelled));
             }
+            Self::Stores(stores) => stores,
+        };
+        let mut labels = Vec::new();
+        for (pagemap, name) in stores {
+            let Some(label) = read(pagemap, name)? else { return Ok(Found::Blank) };
+            labels.push((label, is_copied(pagemap, &label)?));
         }
+        let identity = |label: &Label| (label.members.mirror, label.leg);
+        let is_same = |one: &[(Label, bool)]| identity(&one[0].0) == identity(&one[1].0);
+        if !labels.windows(2).all(is_same) {
+            return Ok(Found::Blank);
+        }
+        // What was written to one of them is nowhere else, and what is on the others isn't either.
+        if labels.len() > 1 && labels.iter().any(|(label, _)| label.alone != U64::ZERO) {
+            return Err(InvalidMetadata::PartOfLeg);
+        }
+        let is_copied = labels.iter().any(|(_, is_copied)| *is_copied);
+        let least = labels.into_iter().map(|(label, _)| label).min_by_key(Label::events);
+        Ok(match least {
+            Some(label) if is_copied => Found::Copied(label),
+            Some(label) => Found::Labelled(label),
+            None => Found::Blank,
+        })
     }
 
     /// Writes it, durably.
     pub(super) fn write(&self, label: &Label) -> Result<(), BioError> {
-        let parts = if let Self::Stores(stores) = self { stores.len() as u64 } else { 1 };
-        let page = metadata::encode(&Label { parts: parts.into(), ..*label });
         match self {
             Self::None => Ok(()),
             Self::Page(to, _) => {
-                metadata::write(to, 0, &page)?;
+                metadata::write(to, 0, &metadata::encode(label))?;
                 Ok(persist_all(to)?)
             }
             Self::Stores(stores) => stores.iter().try_for_each(|(pagemap, name)| {
-                let value = Some(&page[..SECTOR_BYTES]);
-                let noted = pagemap.store().set_attribute(name, value);
+                let inode = inode(pagemap)?.into();
+                let page = metadata::encode(&Label { inode, ..*label });
+                let noted = pagemap.store().set_attribute(name, Some(&page[..SECTOR_BYTES]));
                 noted.map_err(|source| attribute_error(pagemap, Direction::Write, source))
             }),
         }
     }
+}
+
+/// Whether a label that `pagemap` has is another file's, of which it is a copy.
+fn is_copied(pagemap: &Pagemap, label: &Label) -> Result<bool, BioError> {
+    let inode = inode(pagemap)?;
+    Ok(label.inode != U64::ZERO && inode != 0 && label.inode.get() != inode)
+}
+
+fn inode(pagemap: &Pagemap) -> Result<u64, BioError> {
+    let inode = pagemap.store().inode();
+    inode.map_err(|source| attribute_error(pagemap, Direction::Read, source))
 }
 
 fn read(pagemap: &Pagemap, name: &str) -> Result<Option<Label>, InvalidMetadata> {
@@ -258,40 +281,43 @@ fn attribute_error(pagemap: &Pagemap, direction: Direction, source: io::Error) -
 ///
 /// # Errors
 ///
-/// If that can't be noted, or the store is only a part of a leg; nothing may be written then.
+/// If that can't be noted; nothing may be written then.
 pub fn leave_mirrors<'a>(
     stores: impl IntoIterator<Item = &'a Arc<Pagemap>>,
-) -> Result<(), InvalidMirror> {
-    let is_alone = |pagemap: &&Arc<Pagemap>| {
-        pagemap.claims().is_empty() && pagemap.store().access() == Access::ReadWrite
-    };
-    stores.into_iter().filter(is_alone).try_for_each(leave)
+) -> Result<(), InvalidMetadata> {
+    for pagemap in stores {
+        if !pagemap.claims().is_empty() || pagemap.store().access() == Access::ReadOnly {
+            continue;
+        }
+        match pagemap.store().attributes() {
+            Ok(names) => {
+                for name in names.into_iter().filter(|name| name.starts_with(PREFIX)) {
+                    let Some(label) = read(pagemap, &name)? else { continue };
+                    let place = Place::Stores(vec![(Arc::clone(pagemap), name)]);
+                    leave_mirror(pagemap, &place, label)?;
+                }
+            }
+            Err(error) if error.kind() == io::ErrorKind::Unsupported => {
+                // As that of a leg which takes up all of it but for the label.
+                let last = range(pagemap.nr_pages().get() - 1, 1);
+                let page = Linear::try_new(Arc::clone(pagemap) as _, last);
+                let page = page.expect("a store has a last page");
+                if let Ok(Some(label)) = metadata::decode(&metadata::read(&page, range(0, 1))?) {
+                    leave_mirror(pagemap, &Place::Page(page, Vec::new()), label)?;
+                }
+            }
+            Err(error) => return Err(attribute_error(pagemap, Direction::Read, error).into()),
+        }
+    }
+    Ok(())
 }
 
-fn leave(pagemap: &Arc<Pagemap>) -> Result<(), InvalidMirror> {
-    let store = pagemap.store().name().to_owned();
-    let invalid = |source| InvalidMirror::Label { leg: store.clone(), source };
-    let names = match pagemap.store().attributes() {
-        Err(error) if error.kind() == io::ErrorKind::Unsupported => return Ok(()),
-        names => names.map_err(|source| attribute_error(pagemap, Direction::Read, source)),
-    };
-    let names = names.map_err(|error| invalid(error.into()))?;
-    let labels: Vec<_> = names.iter().filter(|name| name.starts_with(PREFIX)).collect();
-    let [name] = labels[..] else {
-        return if labels.is_empty() { Ok(()) } else { Err(InvalidMirror::PartOfLeg(store)) };
-    };
-    let Some(label) = read(pagemap, name).map_err(invalid)? else { return Ok(()) };
-    // A leg that is all of this file: what it holds is all that there is to the leg.
-    if label.parts.get() != 1 || *name != format!("{PREFIX}0") {
-        return Err(InvalidMirror::PartOfLeg(store));
-    }
+fn leave_mirror(pagemap: &Pagemap, place: &Place, label: Label) -> Result<(), BioError> {
     let alone = [(label.leg.get(), true, true)].into_iter();
     let members = label.members.next(random()?, alone);
-    let place = Place::Stores(vec![(Arc::clone(pagemap), name.clone())]);
-    let noted = place.write(&Label { members, ..label });
-    noted.map_err(|error| invalid(InvalidMetadata::Read(error)))?;
+    place.write(&Label { members, alone: 1.into(), ..label })?;
     warn!(
-        store,
+        store = pagemap.store().name(),
         "a mirror's leg is served without the mirror; its other legs are out of date from now on"
     );
     Ok(())

@@ -81,11 +81,8 @@ impl Leg {
                 Ok(Found::Missing)
             }
             (Err(source), _) => Err(InvalidMirror::Label { leg: self.name.clone(), source }),
-            (Ok(Some(label)), _) => Ok(Found::Labelled(label)),
-            (Ok(None), _) if matches!(self.place, Place::None) => {
-                Err(InvalidMirror::NoPlace { leg })
-            }
-            (Ok(None), _) => Ok(Found::Blank),
+            (Ok(_), _) if matches!(self.place, Place::None) => Err(InvalidMirror::NoPlace { leg }),
+            (Ok(found), _) => Ok(found),
         }
     }
 

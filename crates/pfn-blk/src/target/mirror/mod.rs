@@ -90,7 +90,8 @@ pub struct MirrorLog {
 /// label    0 magic "pfnblkLG"   8 version 1   12 CRC-32 of the sector, with zeroes here
 ///         16 mirror   32 events   40 tag   48 16 legs: identity, and the tags of the label that it
 ///            had before, and was given then   432 those that have everything, a bit for each
-///        440 this leg's identity   448 in how many stores it has its label
+///        440 this leg's identity   448 the inode of the file with this label, or 0
+///        456 1 if that was written without the mirror
 /// ```
 ///
 /// Where the legs may differ stands in a log, a bit for each region:

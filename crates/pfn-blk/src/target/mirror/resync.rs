@@ -62,8 +62,7 @@ impl Mirror {
         let mut states = self.states();
         for (leg, found) in found {
             let label = match found {
-                Ok(Found::Blank) => None,
-                Ok(Found::Labelled(label)) => Some(label),
+                Ok(found @ (Found::Blank | Found::Labelled(_) | Found::Copied(_))) => found.label(),
                 // That was logged.
                 Ok(Found::Missing) => continue,
                 Err(error) => {
@@ -113,7 +112,7 @@ impl Mirror {
             return Err(ReplaceError::LastHealthy);
         }
         let label = match found {
-            Found::Labelled(label) => {
+            Found::Labelled(label) | Found::Copied(label) => {
                 label.check_lost(log.roll().members())?;
                 Some(label)
             }
