@@ -102,7 +102,7 @@ fn open_alone(path: &Path, args: &BackingArgs) -> anyhow::Result<Backing> {
         None => set.add(open_file(path, args)?).with_context(context)?,
     };
     let stores = set.stores().map(Arc::clone).collect();
-    let cows = chain::find(set.marked()).with_context(context)?;
+    let cows = chain::find(set.marked(), Some(path)).with_context(context)?;
     let region = Region::try_new(target)?;
     Ok(Backing { region, stores, mirrors: Vec::new(), snapshots: Vec::new(), overlay, cows })
 }
@@ -181,7 +181,7 @@ pub(crate) fn open_table(path: &Path, origins: Origins) -> anyhow::Result<Opened
             set.open_table(&lines).map_err(|error| explain_table(&error))?;
         let region = Region::try_new(Arc::new(table))?;
         let stores = set.stores().map(Arc::clone).collect();
-        let cows = chain::find(set.marked())?;
+        let cows = chain::find(set.marked(), None)?;
         let backing = Backing { region, stores, mirrors, snapshots, overlay: None, cows };
         anyhow::Ok(OpenedTable { lines, backing })
     };

@@ -12,8 +12,9 @@ use vhost_pmem::LAYERS_MAX;
 
 use crate::marks::{self, Changes};
 
-/// The overlays over files that are `marked`, the first one taken first. What is ambiguous is refused.
-pub(crate) fn find(marked: &[MarkedStore]) -> anyhow::Result<Vec<PathBuf>> {
+/// The overlays over files that are `marked`, the first one taken first. What is ambiguous is refused,
+/// with the name of the file unless that is the one which is `shown`.
+pub(crate) fn find(marked: &[MarkedStore], shown: Option<&Path>) -> anyhow::Result<Vec<PathBuf>> {
     let Some((first, others)) = marked.split_first() else { return Ok(Vec::new()) };
     if let Some(other) = others.iter().find(|other| !is_same(&other.mark, &first.mark)) {
         bail!(
@@ -30,7 +31,15 @@ pub(crate) fn find(marked: &[MarkedStore]) -> anyhow::Result<Vec<PathBuf>> {
     loop {
         match Changes::of(&mark) {
             Changes::Here => {}
-            lost => return Err(explain(&mark, lost, &file)),
+            lost => {
+                let error = explain(&mark, lost, &file);
+                let is_shown = shown == Some(&*file);
+                return Err(if is_shown {
+                    error
+                } else {
+                    error.context(file.display().to_string())
+                });
+            }
         }
         if cows.contains(&mark.cow) || cows.len() == LAYERS_MAX {
             bail!("{}: more than {LAYERS_MAX} snapshots one over another", file.display());

@@ -42,8 +42,9 @@ impl Changes {
         match self {
             Self::Here => "; serve it with that as its --overlay, or merge".to_owned(),
             Self::Anothers => format!(
-                "; this file was copied or moved since: to use it as it is, in the state of the \
-                 snapshot, run \"vhost-pmemd unmark {file}\""
+                "; this file was copied or moved since: to use a copy as it is, in the state of the \
+                 snapshot, run \"vhost-pmemd unmark {file}\"; serve a file that was moved with that \
+                 as its --overlay"
             ),
             Self::Missing => format!(
                 ", which doesn't exist; bring it back, or, to give up what was written since the \

@@ -117,8 +117,9 @@ fn copy_of_a_marked_file_costs_the_original_nothing() {
     let copied =
         Command::new("cp").arg("-a").args([place.path("base"), place.path("copy")]).status();
     assert!(copied.unwrap().success());
-    let advice = "this file was copied or moved since: to use it as it is, in the state of the \
-                  snapshot, run \"vhost-pmemd unmark @/copy\"";
+    let advice = "this file was copied or moved since: to use a copy as it is, in the state of the \
+                  snapshot, run \"vhost-pmemd unmark @/copy\"; serve a file that was moved with that \
+                  as its --overlay";
     let serve = "--publish @/window --file @/copy";
     place.refuses(
         serve,
@@ -133,6 +134,9 @@ fn copy_of_a_marked_file_costs_the_original_nothing() {
             "cannot merge @/cow into @/copy: the changes since its snapshot are in @/cow; {advice}"
         ),
     );
+    let mut daemon = Publisher::start(&place, &format!("{serve} --overlay @/cow")).unwrap();
+    assert_eq!(pages(&place, "window"), [1, 3, 1, 1]);
+    assert!(daemon.signal(Signal::TERM));
     assert!(place.run("unmark @/copy").status.success());
     let mut daemon = Publisher::start(&place, serve).unwrap();
     assert_eq!(pages(&place, "window"), [1; 4]);
