@@ -34,7 +34,8 @@ pub(super) fn names(file: &File) -> io::Result<Vec<String>> {
     check_kind(file)?;
     let mut names = vec![0; NAMES_MAX];
     let len = flistxattr(file, &mut names)?;
-    let names = names[..len].split(|byte| *byte == 0).filter_map(|name| str::from_utf8(name).ok());
+    let names =
+        names[..len].split(|byte| *byte == 0).filter_map(|name| std::str::from_utf8(name).ok());
     Ok(names.filter_map(|name| name.strip_prefix(PREFIX)).map(str::to_owned).collect())
 }
 

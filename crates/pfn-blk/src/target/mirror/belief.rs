@@ -11,7 +11,6 @@ use super::label::{Label, Members};
 use super::{InSync, InvalidMirror, bit, random};
 
 /// What is found on a leg.
-#[expect(clippy::large_enum_variant, reason = "there are eight at most")]
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Found {
     /// It can't be read, or isn't there.
