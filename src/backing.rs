@@ -11,8 +11,8 @@ use pfn_blk::table::{
     self, Line, OpenMirror, OpenTable, OpenTableError, OpenTableErrorKind, Position,
 };
 use pfn_blk::{
-    Access, FileStore, InvalidPages, InvalidStore, NrPages, Origins, Pagemap, Region, Sizing,
-    Snapshot, Store, StoreSet, Target,
+    Access, FileStore, InvalidPages, InvalidStore, NrPages, Pagemap, Region, Sizing, Snapshot,
+    Store, StoreSet, Target,
 };
 use tracing::{info, warn};
 use vhost_pmem::{Device, InvalidWindow, Layered, Window, check_size};
@@ -57,7 +57,9 @@ pub(crate) fn may_be_served(args: &BackingArgs) -> bool {
 pub(crate) fn open(args: &BackingArgs) -> anyhow::Result<Backing> {
     let backing = match (&args.file, &args.table) {
         (Some(path), _) => open_alone(path, args)?,
-        (None, Some(path)) => open_table(path, origins(args.accept_base))?.backing,
+        (None, Some(path)) => {
+            open_table(path, StoreSet::with_origins(origins(args.accept_base)))?.backing
+        }
         (None, None) => return Err(anyhow!("nothing to serve: give --file or --table")),
     };
     leave_mirrors(&backing.stores)?;
@@ -172,11 +174,11 @@ pub(crate) struct OpenedTable {
     pub(crate) backing: Backing,
 }
 
-/// Opens a table and all that it names.
-pub(crate) fn open_table(path: &Path, origins: Origins) -> anyhow::Result<OpenedTable> {
+/// Opens a table and all that it names, in `set`.
+pub(crate) fn open_table(path: &Path, set: StoreSet) -> anyhow::Result<OpenedTable> {
     let open = || {
         let lines = table::parse(&std::fs::read_to_string(path)?)?;
-        let mut set = StoreSet::with_origins(origins).taking_marked();
+        let mut set = set.taking_marked();
         let OpenTable { table, mirrors, snapshots } =
             set.open_table(&lines).map_err(|error| explain_table(&error))?;
         let region = Region::try_new(Arc::new(table))?;

@@ -8,8 +8,8 @@ use std::path::Path;
 
 use pfn_blk::table::{DeviceSpec, Line, OpenMirror, Position, TargetSpec, Word};
 use pfn_blk::{
-    Access, Extent, LegState, MirrorStatus, NotDirect, NrPages, Origins, PAGE_SIZE, Pgoff, Region,
-    SnapshotUsage, Store,
+    Access, Extent, LegState, MirrorStatus, NotDirect, NrPages, PAGE_SIZE, Pgoff, Region,
+    SnapshotUsage, Store, StoreSet,
 };
 use vhost_pmem::WindowChoice;
 
@@ -21,7 +21,7 @@ const SHOWN_MAX: usize = 64;
 
 /// Prints the stack, its extents, and how it would be served; an error if it could not be.
 pub(crate) fn run(path: &Path, choice: WindowChoice, out: &mut impl Write) -> anyhow::Result<()> {
-    let opened = backing::open_table(path, Origins::Same)?;
+    let opened = backing::open_table(path, StoreSet::default().only_looked_at())?;
     let Backing { region, stores, cows, .. } = &opened.backing;
     let size = region.nr_pages();
     writeln!(out, "device: {}, {size}", ByteSize(size.bytes()))?;

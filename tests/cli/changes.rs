@@ -192,3 +192,22 @@ fn overlay_of_a_base_that_has_changed_is_refused_until_that_is_accepted() {
     let _daemon = Publisher::start(&place, &over("two")).unwrap();
     assert_eq!(pages(&place, "window"), [1, 3, 1, 1]);
 }
+
+#[test]
+fn check_of_a_table_leaves_overlays_of_its_files_good() {
+    let place = Place::new();
+    fs::write(place.path("base"), [1; 4 * 4096]).unwrap();
+    let over = "--publish @/window --file @/base --overlay @/cow";
+    let Some(mut daemon) = Publisher::start(&place, over) else { return };
+    write(&place, 0, 3);
+    assert!(daemon.signal(Signal::TERM));
+    fs::write(place.path("table"), place.expand("0 32 linear @/base 0\n")).unwrap();
+    assert!(place.run("check --table @/table").status.success());
+    let mut daemon = Publisher::start(&place, over).unwrap();
+    assert_eq!(pages(&place, "window"), [3, 1, 1, 1]);
+    assert!(daemon.signal(Signal::TERM));
+    // Served it may have been written.
+    let mut daemon = Publisher::start(&place, "--publish @/window --table @/table").unwrap();
+    assert!(daemon.signal(Signal::TERM));
+    assert!(!place.run(over).status.success());
+}

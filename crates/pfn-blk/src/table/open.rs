@@ -15,7 +15,7 @@ use super::{InvalidTable, Table};
 use crate::page::{InvalidPages, NrPages, Pgoff, PgoffRange};
 use crate::pagemap::Pagemap;
 use crate::space::PfnSpace;
-use crate::store::{Access, FileStore, InvalidStore, Store};
+use crate::store::{Access, FileStore, InvalidStore, Store, origin_mark};
 use crate::target::{
     ErrorTarget, InvalidLinear, InvalidMetadata, InvalidMirror, InvalidSnapshot, InvalidStriped,
     Linear, MarkedStore, Mirror, MirrorLog, Origins, Snapshot, Striped, Target, ZeroTarget,
@@ -151,6 +151,7 @@ pub struct StoreSet {
     origins: Origins,
     /// Files to be written that are marked as origins; none where those are refused.
     marked: Option<Vec<MarkedStore>>,
+    is_only_looked_at: bool,
 }
 
 /// A table that was opened, and those of its targets that have something to tell, each with the
@@ -200,6 +201,12 @@ impl StoreSet {
         Self { marked: Some(Vec::new()), ..self }
     }
 
+    /// The set, for a caller who writes to nothing: COW stores that are kept over its files stay good.
+    #[must_use]
+    pub fn only_looked_at(self) -> Self {
+        Self { is_only_looked_at: true, ..self }
+    }
+
     /// Those that were opened.
     pub fn marked(&self) -> &[MarkedStore] {
         self.marked.as_deref().unwrap_or_default()
@@ -229,7 +236,11 @@ impl StoreSet {
     }
 
     fn open_store(&mut self, path: &Path, access: Access) -> Result<FileStore, InvalidStore> {
-        match (FileStore::open(path, access), &mut self.marked) {
+        let opened = match access {
+            Access::ReadWrite if self.is_only_looked_at => open_unmarked(path),
+            access => FileStore::open(path, access),
+        };
+        match (opened, &mut self.marked) {
             (Err(InvalidStore::Origin(mark)), Some(marked)) => {
                 let store = FileStore::open_origin(path)?;
                 marked.push(MarkedStore { store: path.display().to_string(), mark });
@@ -280,6 +291,16 @@ impl StoreSet {
             return Err(lines[0].position.open_error(kind));
         }
         Ok(OpenTable { table, mirrors, snapshots })
+    }
+}
+
+/// A file to be written, with its generation left as it is.
+fn open_unmarked(path: &Path) -> Result<FileStore, InvalidStore> {
+    let store = FileStore::open_origin(path)?;
+    let action = "read its extended attributes";
+    match origin_mark(store.fd()).map_err(|source| InvalidStore::Io { action, source })? {
+        Some(mark) => Err(InvalidStore::Origin(mark)),
+        None => Ok(store),
     }
 }
 
