@@ -121,14 +121,14 @@ impl Operator {
 
     /// Adds to the refusal of a merge what the operator can do about it.
     fn explain_merge(&self, error: LayerError) -> anyhow::Error {
-        let mend = match error {
+        let advice = match error {
             LayerError::NoLayer if !self.snapshots.is_empty() => {
                 "; an overlay is merged into its file while no daemon serves them: \
                  vhost-pmemd merge --file FILE --overlay OVERLAY"
             }
             _ => "",
         };
-        anyhow!("{:#}{mend}", anyhow!(error))
+        anyhow!("{:#}{advice}", anyhow!(error))
     }
 
     /// Adds to a refusal what the operator can do about it.

@@ -138,7 +138,7 @@ impl FileStore {
     }
 
     /// Makes a file one of its own that was an origin, or a mirror's leg: takes away all that this
-    /// library has written down about it beside its content. Returns the names and values.
+    /// library has written down about it besides its content. Returns the names and values.
     pub fn forget_records(path: &Path) -> Result<Vec<(String, Vec<u8>)>, InvalidStore> {
         let file = open(path, Access::ReadWrite, false)?;
         forget_all(&file).map_err(InvalidStore::io("change its extended attributes"))

@@ -24,7 +24,7 @@ pub(super) struct Committed {
     pub(super) blank: bool,
     /// How many entries it counts.
     pub(super) count: u64,
-    /// What it says beside, or is to say.
+    /// What else it says, or should say.
     pub(super) record: Record,
     /// Whether it does.
     pub(super) is_recorded: bool,

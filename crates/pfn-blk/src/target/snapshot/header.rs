@@ -44,7 +44,7 @@ impl Header for CowHeader {
     const WHAT: &'static str = "COW store";
 }
 
-/// What the header says beside the map.
+/// What the header says besides the map.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct Record {
     /// The size of the snapshot, in pages.

@@ -49,7 +49,7 @@ fn check_of(before: u32, chunk: u32) -> u32 {
 }
 
 impl Map {
-    /// Reads the map of a COW store, made for a snapshot of that size or a smaller one, and what its header says beside; none if the store is blank.
+    /// Reads the map of a COW store, made for a snapshot of that size or a smaller one, and what its header says besides; none if the store is blank.
     pub(super) fn load(
         cow: &dyn Target,
         layout: Layout,
