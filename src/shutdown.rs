@@ -15,7 +15,6 @@ use tracing::info;
 use vhost_pmem::Device;
 
 use crate::sandbox::Pass;
-use crate::service;
 
 /// What tells that the process that started this one is gone. As its threads end, Linux passes this
 /// process on from one to the next, and sends it this each time; so a second one means nothing.
@@ -39,7 +38,6 @@ pub(crate) fn on_signal(
         pass.enter();
         let signal = signals.forever().next();
         info!(signal, "ending");
-        service::stopping();
         let _answered = device.quiesce();
         device.withdraw();
         device.write_back();

@@ -1,8 +1,9 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
 
-//! Which files a thread may still open: Landlock, as far as the kernel has it.
+//! What a thread still reaches: Landlock, as far as the kernel has it.
 //!
-//! What is open already is not concerned.
+//! Files that may be opened, no TCP, and since Linux 6.12 no signals to other processes, and no
+//! abstract Unix sockets. What is open already is not concerned.
 
 use std::os::fd::OwnedFd;
 use std::path::Path;
@@ -10,7 +11,7 @@ use std::sync::Once;
 
 use ::landlock::{
     ABI, Access, AccessFs, AccessNet, BitFlags, PathBeneath, PathFd, Ruleset, RulesetAttr,
-    RulesetCreatedAttr, RulesetStatus,
+    RulesetCreatedAttr, RulesetStatus, Scope,
 };
 use anyhow::Context;
 use tracing::{debug, warn};
@@ -72,6 +73,7 @@ pub(super) fn restrict(paths: &Paths, reach: Reach, file: Option<&OwnedFd>) -> a
     let rules = Ruleset::default()
         .handle_access(AccessFs::from_all(NEWEST))?
         .handle_access(AccessNet::from_all(NEWEST))?
+        .scope(Scope::from_all(NEWEST))?
         .create()?;
     let beneath = |(path, access)| PathBeneath::new(path, access);
     let rules = paths.within(reach).map(beneath).try_fold(rules, RulesetCreatedAttr::add_rule)?;

@@ -9,7 +9,7 @@
 use std::collections::BTreeMap;
 
 use anyhow::Context;
-use libc::c_long;
+use libc::{c_int, c_long};
 use seccompiler::{
     BpfProgram, SeccompAction, SeccompCmpArgLen, SeccompCmpOp, SeccompCondition, SeccompFilter,
     SeccompRule, apply_filter,
@@ -51,7 +51,7 @@ impl Role {
             Self::Relay => &[MESSAGES],
             Self::Operator => &[STORES, LABELS, FILES, REMOVAL, MESSAGES, FIGURES],
             Self::Metrics => &[STORES, MESSAGES, FIGURES],
-            Self::Signals => &[STORES, MESSAGES, CONNECTING, REMOVAL],
+            Self::Signals => &[STORES, WAKING, REMOVAL],
             Self::Fleet => &[MESSAGES, CONNECTING, FIGURES],
         };
         [ALWAYS].into_iter().chain(own.iter().copied())
@@ -87,7 +87,6 @@ const ALWAYS: &[c_long] = &[
     libc::SYS_close,
     libc::SYS_exit,
     libc::SYS_exit_group,
-    libc::SYS_fcntl,
     libc::SYS_fstat,
     libc::SYS_futex,
     libc::SYS_getpid,
@@ -161,18 +160,17 @@ const FRONTENDS: &[c_long] = &[
 /// Sockets that are connected, or listen.
 const MESSAGES: &[c_long] = &[
     libc::SYS_accept4,
-    libc::SYS_getsockopt,
     libc::SYS_recvfrom,
     libc::SYS_recvmsg,
     libc::SYS_sendmsg,
-    libc::SYS_sendto,
-    libc::SYS_setsockopt,
     libc::SYS_shutdown,
 ];
 
+/// Reading the socket that signals' handlers write to.
+const WAKING: &[c_long] = &[libc::SYS_recvfrom];
+
 /// What a process takes, and what is cached of its files.
-const FIGURES: &[c_long] =
-    &[CACHESTAT, libc::SYS_getdents64, libc::SYS_pread64, libc::SYS_prlimit64];
+const FIGURES: &[c_long] = &[CACHESTAT, libc::SYS_getdents64, libc::SYS_pread64];
 
 /// The same on all architectures; the C library's bindings don't have it yet.
 const CACHESTAT: c_long = 451;
@@ -238,34 +236,112 @@ fn apply(rules: Rules, mismatch: SeccompAction, matched: SeccompAction) -> anyho
 
 /// The calls that are allowed with some arguments only.
 fn conditional(role: Role) -> anyhow::Result<Rules> {
-    let is = |at, value| one(at, SeccompCmpOp::Eq, value);
-    let lacks = |at, bit: i32| one(at, SeccompCmpOp::MaskedEq(u64::from(bit.unsigned_abs())), 0);
-    let thread = u64::from(libc::CLONE_THREAD.unsigned_abs());
+    let has = |group: &[c_long]| role.calls().any(|calls| calls == group);
     let mut rules = Rules::from([
         // Memory is never run.
-        (libc::SYS_mmap, vec![lacks(2, libc::PROT_EXEC)?]),
-        (libc::SYS_mprotect, vec![lacks(2, libc::PROT_EXEC)?]),
-        // Threads, and no processes. Of `clone3` a filter can't see which, so there is none.
-        (libc::SYS_clone, vec![one(0, SeccompCmpOp::MaskedEq(thread), thread)?]),
-        // To this process alone: what a panic or a handler does.
-        (libc::SYS_tgkill, vec![is(0, u64::from(std::process::id()))?]),
-        (libc::SYS_ioctl, vec![is(1, libc::FIONBIO)?]),
+        (libc::SYS_mmap, vec![all([lacks(2, libc::PROT_EXEC)])?]),
+        (libc::SYS_mprotect, vec![all([lacks(2, libc::PROT_EXEC)])?]),
+        // Threads; neither processes nor namespaces. The flags of `clone3` are in memory, which a
+        // filter can't read, so that call is refused.
         (
-            libc::SYS_prctl,
-            vec![
-                is(0, u64::from(libc::PR_SET_NAME.unsigned_abs()))?,
-                is(0, u64::from(libc::PR_GET_NAME.unsigned_abs()))?,
-                is(0, u64::from(libc::PR_SET_PDEATHSIG.unsigned_abs()))?,
-            ],
+            libc::SYS_clone,
+            vec![all([has_of(0, NAMESPACES | libc::CLONE_THREAD, libc::CLONE_THREAD)])?],
         ),
+        // To this process alone: what a panic or a handler does.
+        (libc::SYS_tgkill, vec![all([is(0, std::process::id().into())])?]),
+        (libc::SYS_ioctl, vec![all([is(1, libc::FIONBIO)])?]),
+        (libc::SYS_fcntl, fcntl()?),
+        (libc::SYS_prctl, each(0, &[libc::PR_SET_NAME, libc::PR_GET_NAME])?),
     ]);
-    if role.calls().any(|calls| calls == CONNECTING) {
-        rules.insert(libc::SYS_socket, vec![is(0, u64::from(libc::AF_UNIX.unsigned_abs()))?]);
+    if role == Role::Device {
+        // A member's main thread asks for a signal at the end of its fleet.
+        rules.entry(libc::SYS_prctl).or_default().extend(each(0, &[libc::PR_SET_PDEATHSIG])?);
+    }
+    if has(MESSAGES) {
+        // To the peer: no address is given. `sendmsg` has it in memory; what bounds that is that
+        // no socket is open which takes one.
+        rules.insert(libc::SYS_sendto, vec![all([is_zero(4)])?]);
+        rules.insert(libc::SYS_getsockopt, socket_options(&[libc::SO_PEERCRED])?);
+        let timeouts = [libc::SO_RCVTIMEO, libc::SO_SNDTIMEO];
+        rules.insert(libc::SYS_setsockopt, socket_options(&timeouts)?);
+    }
+    if has(FIGURES) {
+        // Limits of this process, which are read and never set.
+        rules.insert(libc::SYS_prlimit64, vec![all([is(0, 0), is_zero(2)])?]);
+    }
+    if has(CONNECTING) {
+        rules.insert(libc::SYS_socket, each(0, &[libc::AF_UNIX])?);
     }
     Ok(rules)
 }
 
-fn one(at: u8, operator: SeccompCmpOp, value: u64) -> anyhow::Result<SeccompRule> {
-    let condition = SeccompCondition::new(at, SeccompCmpArgLen::Dword, operator, value)?;
-    Ok(SeccompRule::new(vec![condition])?)
+/// What `clone` makes a namespace with.
+const NAMESPACES: c_int = libc::CLONE_NEWCGROUP
+    | libc::CLONE_NEWIPC
+    | libc::CLONE_NEWNET
+    | libc::CLONE_NEWNS
+    | libc::CLONE_NEWPID
+    | libc::CLONE_NEWUSER
+    | libc::CLONE_NEWUTS;
+
+/// Copies of fds, their flags, and seals. Left out is all that has the kernel send a signal –
+/// `F_SETOWN`, `F_SETSIG`, `F_SETLEASE`, `F_NOTIFY`, and `O_ASYNC` – as that may be SIGKILL, and to
+/// any process that our user may signal.
+fn fcntl() -> anyhow::Result<Vec<SeccompRule>> {
+    let harmless = [
+        libc::F_DUPFD_CLOEXEC,
+        libc::F_GETFD,
+        libc::F_SETFD,
+        libc::F_GETFL,
+        libc::F_ADD_SEALS,
+        libc::F_GET_SEALS,
+    ];
+    let mut rules = each(1, &harmless)?;
+    rules.push(all([is(1, bits(libc::F_SETFL)), lacks(2, libc::O_ASYNC)])?);
+    Ok(rules)
+}
+
+/// `setsockopt` and `getsockopt` with some options of every socket's.
+fn socket_options(options: &[c_int]) -> anyhow::Result<Vec<SeccompRule>> {
+    let level = bits(libc::SOL_SOCKET);
+    options.iter().map(|option| all([is(1, level), is(2, bits(*option))])).collect()
+}
+
+/// One rule for each of `values` that the argument `at` may be.
+fn each(at: u8, values: &[c_int]) -> anyhow::Result<Vec<SeccompRule>> {
+    values.iter().map(|value| all([is(at, bits(*value))])).collect()
+}
+
+/// What an argument must be: its place, and how it is compared.
+type Condition = (u8, SeccompCmpArgLen, SeccompCmpOp, u64);
+
+/// One of C's constants, none of which is negative here.
+fn bits(value: c_int) -> u64 {
+    value.unsigned_abs().into()
+}
+
+fn is(at: u8, value: u64) -> Condition {
+    (at, SeccompCmpArgLen::Dword, SeccompCmpOp::Eq, value)
+}
+
+/// All 64 bits of it, as a pointer has.
+fn is_zero(at: u8) -> Condition {
+    (at, SeccompCmpArgLen::Qword, SeccompCmpOp::Eq, 0)
+}
+
+fn lacks(at: u8, mask: c_int) -> Condition {
+    has_of(at, mask, 0)
+}
+
+/// Of the bits of `mask`, those of `value` and no others are set.
+fn has_of(at: u8, mask: c_int, value: c_int) -> Condition {
+    (at, SeccompCmpArgLen::Dword, SeccompCmpOp::MaskedEq(bits(mask)), bits(value))
+}
+
+/// A rule that all `conditions` are needed for.
+fn all<const N: usize>(conditions: [Condition; N]) -> anyhow::Result<SeccompRule> {
+    let conditions = conditions
+        .into_iter()
+        .map(|(at, len, operator, value)| SeccompCondition::new(at, len, operator, value));
+    Ok(SeccompRule::new(conditions.collect::<Result<_, _>>()?)?)
 }

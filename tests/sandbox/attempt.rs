@@ -4,10 +4,12 @@
 #![allow(unsafe_code, reason = "what is tried is what no safe code does")]
 
 use std::fs::{self, File};
-use std::io;
+use std::io::{self, Write};
 use std::net::{SocketAddr, TcpStream};
 use std::os::fd::AsRawFd;
+use std::os::linux::net::SocketAddrExt;
 use std::os::unix::ffi::OsStrExt;
+use std::os::unix::net::{self, UnixStream};
 use std::path::{Path, PathBuf};
 use std::ptr;
 
@@ -28,12 +30,28 @@ pub(crate) enum Outcome {
 pub(crate) struct Prepared {
     dir: PathBuf,
     open: File,
+    socket: UnixStream,
+    peer: UnixStream,
 }
 
 impl Prepared {
     pub(crate) fn new(dir: &Path) -> Self {
-        Self { dir: dir.to_owned(), open: File::create(dir.join("files/open")).unwrap() }
+        let (socket, peer) = UnixStream::pair().unwrap();
+        let open = File::create(dir.join("files/open")).unwrap();
+        Self { dir: dir.to_owned(), open, socket, peer }
     }
+}
+
+/// Names, in the environment, a process that some attempts are aimed at.
+pub(crate) const VICTIM: &str = "SANDBOX_VICTIM";
+
+/// Which signal an fd's owner is sent; fcntl(2).
+const F_SETSIG: libc::c_int = 10;
+
+/// The version of Landlock's interface that this kernel has; 0 if it has none.
+pub(crate) fn landlock_version() -> libc::c_long {
+    // SAFETY: it asks for a number.
+    unsafe { libc::syscall(libc::SYS_landlock_create_ruleset, 0, 0, 1) }.max(0)
 }
 
 type Attempt = fn(&Prepared) -> io::Result<()>;
@@ -98,6 +116,69 @@ pub(crate) const ATTEMPTS: &[(&str, Attempt)] = &[
         let parent = libc::c_long::from(unsafe { libc::getppid() });
         checked(call(libc::SYS_tgkill, [parent, parent, 0]))
     }),
+    ("own-fd-by-another", |it| {
+        // SAFETY: it asks who that is.
+        let parent = libc::c_long::from(unsafe { libc::getppid() });
+        fcntl(it, libc::F_SETOWN, parent)
+    }),
+    ("choose-signal-of-fd", |it| fcntl(it, F_SETSIG, libc::SIGURG.into())),
+    ("kill-by-fd", |it| {
+        // What is done is seen by the victim.
+        let victim = std::env::var(VICTIM).unwrap().parse().unwrap();
+        fcntl(it, libc::F_SETOWN, victim)?;
+        fcntl(it, F_SETSIG, libc::SIGKILL.into())?;
+        fcntl(it, libc::F_SETFL, libc::O_ASYNC.into())?;
+        (&it.peer).write_all(b"x")
+    }),
+    ("begin-signals-of-fd", |it| fcntl(it, libc::F_SETFL, libc::O_ASYNC.into())),
+    ("begin-signals-by-ioctl", |it| ioctl(it, 0x5452)),
+    ("own-fd-by-ioctl", |it| ioctl(it, 0x8901)),
+    ("lease", |it| fcntl(it, libc::F_SETLEASE, libc::F_UNLCK.into())),
+    ("fd-flags", |it| {
+        let copy = it.open.try_clone()?;
+        fcntl(it, libc::F_GETFD, 0)?;
+        fcntl(it, libc::F_SETFL, libc::O_NONBLOCK.into())?;
+        drop(copy);
+        Ok(())
+    }),
+    ("limit-of-another", |_| {
+        // SAFETY: it asks who that is.
+        let parent = libc::c_long::from(unsafe { libc::getppid() });
+        limit(parent, ptr::null())
+    }),
+    ("set-limit", |_| {
+        let limit = libc::rlimit { rlim_cur: 1 << 10, rlim_max: 1 << 10 };
+        self::limit(0, &raw const limit)
+    }),
+    ("read-limit", |_| limit(0, ptr::null())),
+    ("filter-socket", |it| {
+        let (fd, option) = (it.socket.as_raw_fd().into(), libc::SO_ATTACH_FILTER.into());
+        // Without a filter it is refused at the latest when that is looked for.
+        checked(call(libc::SYS_setsockopt, [fd, libc::SOL_SOCKET.into(), option, 0, 0]))
+    }),
+    ("send-to-another", |it| {
+        let to = libc::sockaddr_un { sun_family: 1, sun_path: [0; 108] };
+        let (fd, byte) = (it.socket.as_raw_fd().into(), address(c"x".as_ptr()));
+        checked(call(libc::SYS_sendto, [fd, byte, 1, 0, address(&raw const to), 110]))
+    }),
+    ("send-to-peer", |it| {
+        let (fd, byte) = (it.socket.as_raw_fd().into(), address(c"x".as_ptr()));
+        checked(call(libc::SYS_sendto, [fd, byte, 1]))
+    }),
+    ("thread-in-namespace", |_| {
+        let flags = libc::CLONE_THREAD | libc::CLONE_SIGHAND | libc::CLONE_VM | libc::CLONE_NEWUSER;
+        // Linux makes no thread of another user namespace than its process.
+        checked(call(libc::SYS_clone, [flags.into()]))
+    }),
+    ("dump-memory", |_| checked(call(libc::SYS_prctl, [libc::PR_SET_DUMPABLE.into(), 1, 0]))),
+    ("connect", |it| {
+        let fd = it.socket.as_raw_fd().into();
+        checked(call(libc::SYS_connect, [fd, 0, 0]))
+    }),
+    ("abstract-socket", |it| {
+        let address = net::SocketAddr::from_abstract_name(it.dir.as_os_str().as_bytes())?;
+        UnixStream::connect_addr(&address).map(drop)
+    }),
     ("io-uring", |_| checked(call(libc::SYS_io_uring_setup, [1, 0, 0]))),
     ("thread", |_| std::thread::scope(|scope| scope.spawn(|| Ok(())).join().unwrap())),
     ("allocate", |_| {
@@ -123,11 +204,33 @@ fn socket(family: AddressFamily) -> io::Result<()> {
     Ok(rustix::net::socket(family, SocketType::STREAM, None).map(drop)?)
 }
 
-fn call(number: libc::c_long, arguments: [libc::c_long; 3]) -> libc::c_long {
-    let [a, b, c] = arguments;
-    // SAFETY: none of those that are made here touches this process's memory, but for a path that
-    // is read, or a page that was mapped for it.
-    unsafe { libc::syscall(number, a, b, c) }
+fn fcntl(it: &Prepared, command: libc::c_int, argument: libc::c_long) -> io::Result<()> {
+    let fd = it.socket.as_raw_fd().into();
+    checked(call(libc::SYS_fcntl, [fd, command.into(), argument]))
+}
+
+/// One that has an int, which is zero.
+fn ioctl(it: &Prepared, request: libc::c_long) -> io::Result<()> {
+    let zero: libc::c_int = 0;
+    let fd = it.socket.as_raw_fd().into();
+    checked(call(libc::SYS_ioctl, [fd, request, address(&raw const zero)]))
+}
+
+/// Sets a limit of a process, if there is a new one, or else asks for it.
+fn limit(process: libc::c_long, new: *const libc::rlimit) -> io::Result<()> {
+    let resource = libc::RLIMIT_NOFILE.into();
+    checked(call(libc::SYS_prlimit64, [process, resource, address(new)]))
+}
+
+/// Makes a call; the arguments that are not given are zero.
+fn call<const N: usize>(number: libc::c_long, given: [libc::c_long; N]) -> libc::c_long {
+    let mut arguments = [0; 6];
+    arguments[..N].copy_from_slice(&given);
+    let [a, b, c, d, e, f] = arguments;
+    // SAFETY: none of those that are made here touches this process's memory, but for what is read
+    // of a path, an address or a limit, which is there until it returns, or a page that was mapped
+    // for it.
+    unsafe { libc::syscall(number, a, b, c, d, e, f) }
 }
 
 /// Hands `path` to a call, as a string of C's.

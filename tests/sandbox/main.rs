@@ -13,19 +13,25 @@ mod sandbox;
 mod user;
 
 use std::fs;
+use std::os::linux::net::SocketAddrExt;
+use std::os::unix::ffi::OsStrExt;
+use std::os::unix::net::{SocketAddr, UnixListener};
 use std::os::unix::process::ExitStatusExt;
 use std::path::Path;
 use std::process::Command;
 
+use rustix::process::{Pid, Signal, kill_process};
+
 use self::attempt::{ATTEMPTS, Outcome};
 use self::sandbox::{Options, Role, Sandbox, Violation};
 
-const ROLES: [Role; 8] = [
+const ROLES: [Role; 9] = [
     Role::Device,
     Role::Worker,
     Role::Layers,
     Role::Relay,
     Role::Operator,
+    Role::Metrics,
     Role::Signals,
     Role::Resync,
     Role::Fleet,
@@ -64,7 +70,14 @@ fn child() {
 /// How `role` fares with the attempt `name`.
 #[track_caller]
 fn outcome(role: Role, violation: &str, name: &str) -> Outcome {
+    outcome_with(role, violation, name, &[])
+}
+
+#[track_caller]
+fn outcome_with(role: Role, violation: &str, name: &str, env: &[(&str, String)]) -> Outcome {
     let dir = tempfile::tempdir().unwrap();
+    let address = SocketAddr::from_abstract_name(dir.path().as_os_str().as_bytes()).unwrap();
+    let _listener = UnixListener::bind_addr(&address).unwrap();
     for made in ["files", "sockets", "outside"] {
         fs::create_dir(dir.path().join(made)).unwrap();
         fs::write(dir.path().join(made).join("file"), b"x").unwrap();
@@ -74,6 +87,7 @@ fn outcome(role: Role, violation: &str, name: &str) -> Outcome {
         .args(["--ignored", "--exact", "child", "--nocapture"])
         .env(TRY, format!("{index} {violation} {name} {}", dir.path().display()))
         .env("RUST_BACKTRACE", "1")
+        .envs(env.iter().map(|(key, value)| (key, value)))
         .output()
         .unwrap();
     let said = String::from_utf8_lossy(&output.stderr);
@@ -103,6 +117,18 @@ fn no_role_can_do_what_only_an_intruder_would() {
         "terminal",
         "signal-another",
         "signal-another-thread",
+        "own-fd-by-another",
+        "choose-signal-of-fd",
+        "begin-signals-of-fd",
+        "begin-signals-by-ioctl",
+        "own-fd-by-ioctl",
+        "lease",
+        "limit-of-another",
+        "set-limit",
+        "filter-socket",
+        "send-to-another",
+        "thread-in-namespace",
+        "dump-memory",
         "io-uring",
         "chmod",
         "rename",
@@ -122,7 +148,7 @@ fn no_role_can_do_what_only_an_intruder_would() {
 #[test]
 fn every_role_can_do_what_any_program_does() {
     for role in ROLES {
-        for name in ["thread", "allocate", "panic", "log"] {
+        for name in ["thread", "allocate", "panic", "log", "fd-flags"] {
             assert_eq!(outcome(role, "kill", name), Outcome::Done, "{role:?} {name}");
         }
     }
@@ -132,14 +158,18 @@ fn every_role_can_do_what_any_program_does() {
 fn roles_have_what_is_theirs_and_no_more() {
     use Outcome::{Done, Killed, Refused};
     const ACCES: Outcome = Refused(libc::EACCES);
+    const FAULT: Outcome = Refused(libc::EINVAL);
     // In the order of the roles.
     let table = [
-        ("make-file", [ACCES, ACCES, Done, ACCES, Done, ACCES, ACCES, ACCES]),
-        ("remove-socket", [Done, Killed, Done, Killed, Done, Done, Killed, Killed]),
-        ("remove-outside", [ACCES, Killed, ACCES, Killed, ACCES, ACCES, Killed, Killed]),
-        ("unix-socket", [Killed, Killed, Killed, Killed, Killed, Done, Killed, Done]),
-        ("sync", [Done, Done, Done, Killed, Done, Done, Done, Killed]),
-        ("listen", [Killed; 8]),
+        ("make-file", [ACCES, ACCES, Done, ACCES, Done, ACCES, ACCES, ACCES, ACCES]),
+        ("remove-socket", [Done, Killed, Done, Killed, Done, Killed, Done, Killed, Killed]),
+        ("remove-outside", [ACCES, Killed, ACCES, Killed, ACCES, Killed, ACCES, Killed, Killed]),
+        ("unix-socket", [Killed, Killed, Killed, Killed, Killed, Killed, Killed, Killed, Done]),
+        ("connect", [Killed, Killed, Killed, Killed, Killed, Killed, Killed, Killed, FAULT]),
+        ("sync", [Done, Done, Done, Killed, Done, Done, Done, Done, Killed]),
+        ("send-to-peer", [Done, Killed, Killed, Done, Done, Done, Killed, Killed, Done]),
+        ("read-limit", [Killed, Killed, Killed, Killed, Done, Done, Killed, Killed, Done]),
+        ("listen", [Killed; 9]),
     ];
     for (name, expected) in table {
         for (role, expected) in ROLES.into_iter().zip(expected) {
@@ -159,6 +189,26 @@ fn files_and_rights_are_gone_without_a_filter_too() {
         let refused = Outcome::Refused(libc::EPERM);
         assert_eq!(outcome(role, "none", "mount"), refused, "{role:?}");
         assert_eq!(outcome(role, "none", "unshare"), refused, "{role:?}");
+    }
+}
+
+/// Landlock's scopes, of Linux 6.12 and later.
+#[test]
+fn signals_and_abstract_sockets_are_out_of_reach_without_a_filter_too() {
+    if attempt::landlock_version() < 6 {
+        eprintln!("skipped: this kernel's Landlock has no scopes");
+        return;
+    }
+    for role in [Role::Device, Role::Operator] {
+        let refused = Outcome::Refused(libc::EPERM);
+        assert_eq!(outcome(role, "none", "signal-another"), refused, "{role:?}");
+        // Of what the kernel would signal it is told, and the signal isn't sent.
+        let mut victim = Command::new("sleep").arg("1000").spawn().unwrap();
+        let env = [(attempt::VICTIM, victim.id().to_string())];
+        assert_eq!(outcome_with(role, "none", "kill-by-fd", &env), Outcome::Done, "{role:?}");
+        kill_process(Pid::from_child(&victim), Signal::TERM).unwrap();
+        assert_eq!(victim.wait().unwrap().signal(), Some(libc::SIGTERM), "{role:?}");
+        assert_ne!(outcome(role, "none", "abstract-socket"), Outcome::Done, "{role:?}");
     }
 }
 
