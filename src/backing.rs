@@ -15,13 +15,14 @@ use pfn_blk::{
     Store, StoreSet, Target,
 };
 use tracing::{info, warn};
-use vhost_pmem::{Device, InvalidWindow, Layered, Window, check_size};
+use vhost_pmem::{Device, InvalidWindow, Layered, Publish, Window, check_size};
 
 use crate::chain;
 use crate::cli::{BackingArgs, WindowArg};
 use crate::marks::{self, Changes};
 use crate::overlay::{self, hint_overlay, origins};
 use crate::size::ByteSize;
+use crate::user::User;
 
 /// What is to be served.
 pub(crate) struct Backing {
@@ -205,13 +206,18 @@ pub(crate) fn check(args: &BackingArgs, has_socket: bool) -> anyhow::Result<()> 
     }
 }
 
-/// The device that shows `region` as the user wants it.
-pub(crate) fn device(content: Layered, args: &BackingArgs) -> anyhow::Result<Device> {
-    let device = match (&args.publish, args.window) {
-        (Some(path), WindowArg::Gpa(start)) => {
-            Device::try_new_published(content, path, Some(start))
+/// The device that shows `content` as asked for, of a process that may become `user`.
+pub(crate) fn device(
+    content: Layered,
+    args: &BackingArgs,
+    user: Option<User>,
+) -> anyhow::Result<Device> {
+    let publish = |path| Publish { path, owner: user.map(|user| user.user) };
+    let device = match (args.publish.as_deref().map(publish), args.window) {
+        (Some(publish), WindowArg::Gpa(start)) => {
+            Device::try_new_published(content, publish, Some(start))
         }
-        (Some(path), _) => Device::try_new_published(content, path, None),
+        (Some(publish), _) => Device::try_new_published(content, publish, None),
         (None, choice) => Device::try_new(content, choice.into()),
     };
     device.map_err(|error| explain(error, args.file.is_some()))

@@ -145,8 +145,9 @@ fn serve(cli: &Cli) -> anyhow::Result<()> {
     }
     let endpoint = Endpoint::open(&cli.endpoint, confinement::options(&cli.sandbox))?;
     let publish = cli.backing.publish.as_deref();
-    let control = cli.control.as_deref().map(Endpoint::control).transpose()?;
-    let metrics = cli.metrics.as_ref().map(metrics::Listener::open).transpose()?;
+    let user = cli.sandbox.user;
+    let control = cli.control.as_deref().map(|path| Endpoint::control(path, user)).transpose()?;
+    let metrics = cli.metrics.as_ref().map(|at| metrics::Listener::open(at, user)).transpose()?;
     let Backing { region, stores, mirrors, snapshots, overlay, cows } =
         backing::open(&cli.backing)?;
     let nr_pages = region.nr_pages();
@@ -160,7 +161,7 @@ fn serve(cli: &Cli) -> anyhow::Result<()> {
             _ => Role::Worker,
         });
     });
-    let device = backing::device(content, &cli.backing)?;
+    let device = backing::device(content, &cli.backing, user)?;
     let device = device.with_polling(Duration::from_micros(cli.poll_us.into()));
     let device = Arc::new(match cli.max_syncs {
         Some(per_second) => device.with_limit(per_second),
@@ -176,9 +177,6 @@ fn serve(cli: &Cli) -> anyhow::Result<()> {
         let sockets = [&endpoint, &control].into_iter().map(Option::as_ref);
         sockets.chain([metrics.as_ref().and_then(metrics::Listener::endpoint)]).flatten()
     };
-    if let Some(user) = cli.sandbox.user {
-        sockets().try_for_each(|one| one.give_to(user))?;
-    }
     sandbox.leave_the_host();
     if control.is_some() || metrics.is_some() {
         let from_table =

@@ -16,7 +16,7 @@ use tracing::info;
 
 use crate::cli::EndpointArgs;
 use crate::relay;
-use crate::sandbox::Options;
+use crate::sandbox::{Options, owned_by};
 use crate::user::User;
 
 /// Where frontends come from.
@@ -33,7 +33,7 @@ impl Endpoint {
     pub(crate) fn open(args: &EndpointArgs, sandbox: Options) -> anyhow::Result<Option<Self>> {
         match (&args.socket_path, args.fd) {
             (Some(path), _) => {
-                let bound = bind(path);
+                let bound = bind(path, sandbox.user);
                 bound.with_context(|| format!("cannot listen on {}", path.display())).map(Some)
             }
             (None, Some(fd)) => {
@@ -43,10 +43,11 @@ impl Endpoint {
         }
     }
 
-    /// Listens at `path`, for processes of our user alone.
-    pub(crate) fn control(path: &Path) -> anyhow::Result<Self> {
+    /// Listens at `path`, for processes of `user`, or else of ours, alone.
+    pub(crate) fn control(path: &Path, user: Option<User>) -> anyhow::Result<Self> {
         let before = rustix::process::umask(Mode::RWXG | Mode::RWXO);
-        let bound = bind(path).with_context(|| format!("cannot listen on {}", path.display()));
+        let bound =
+            bind(path, user).with_context(|| format!("cannot listen on {}", path.display()));
         rustix::process::umask(before);
         bound
     }
@@ -54,13 +55,6 @@ impl Endpoint {
     /// Whether the first frontend is also the last.
     pub(crate) fn is_single(&self) -> bool {
         self.single
-    }
-
-    /// Has the socket's path belong to `user`.
-    pub(crate) fn give_to(&self, user: User) -> anyhow::Result<()> {
-        let Some((path, _)) = &self.bound else { return Ok(()) };
-        std::os::unix::fs::lchown(path, Some(user.user), Some(user.group))
-            .with_context(|| format!("cannot give {} to the user of --user", path.display()))
     }
 
     pub(crate) fn listener(&self) -> io::Result<UnixListener> {
@@ -96,11 +90,13 @@ impl fmt::Display for Endpoint {
     }
 }
 
-fn bind(path: &Path) -> anyhow::Result<Endpoint> {
-    let listener = match UnixListener::bind(path) {
-        Err(error) if error.kind() == io::ErrorKind::AddrInUse => replace_stale(path)?,
-        bound => bound?,
+/// Listens at `path`, with a socket of `user`'s, or else of ours.
+fn bind(path: &Path, user: Option<User>) -> anyhow::Result<Endpoint> {
+    let bind = || match UnixListener::bind(path) {
+        Err(error) if error.kind() == io::ErrorKind::AddrInUse => replace_stale(path),
+        bound => Ok(bound?),
     };
+    let listener = owned_by(user, bind)??;
     let inode = fs::symlink_metadata(path)?.ino();
     Ok(Endpoint { listener, single: false, bound: Some((path.to_owned(), inode)) })
 }

@@ -35,14 +35,18 @@ fn parse(user: &str, group: Option<&str>, users: &str, groups: &str) -> anyhow::
     let number = |text: &str, file: &str, line: &str| {
         let known = || field(line, 2).and_then(|id| id.parse().ok());
         let id: Option<u32> = text.parse().ok().or_else(known);
-        id.with_context(|| format!("{text} is neither a number nor in {file}"))
+        match id {
+            // -1, by which Linux takes it that all stays as it is: as root's.
+            Some(u32::MAX) => bail!("{text} is reserved, and names nobody; give another number"),
+            id => id.with_context(|| format!("{text} is neither a number nor in {file}")),
+        }
     };
     let account = entry(users, user);
     let id = number(user, "/etc/passwd", account)?;
     let group = match group {
         Some(group) => number(group, "/etc/group", entry(groups, group))?,
-        None => match field(account, 3).and_then(|id| id.parse().ok()) {
-            Some(group) => group,
+        None => match field(account, 3) {
+            Some(group) => number(group, "/etc/passwd", "")?,
             None => bail!("{user} has no group in /etc/passwd; give USER:GROUP"),
         },
     };
@@ -80,6 +84,14 @@ mod tests {
         let refused = |user, group| parse(user, group, USERS, GROUPS).unwrap_err().to_string();
         assert_eq!(refused("nobody", None), "nobody is neither a number nor in /etc/passwd");
         assert_eq!(refused("7", None), "7 has no group in /etc/passwd; give USER:GROUP");
+        assert_eq!(
+            refused("4294967295", Some("8")),
+            "4294967295 is reserved, and names nobody; give another number"
+        );
+        assert_eq!(
+            refused("7", Some("4294967295")),
+            "4294967295 is reserved, and names nobody; give another number"
+        );
         assert_eq!(refused("7", Some("x")), "x is neither a number nor in /etc/group");
     }
 }

@@ -62,8 +62,8 @@ pub(crate) fn run(config: &Path, cli: &Cli, log: Log) -> anyhow::Result<()> {
     };
     std::thread::Builder::new().name("signals".to_owned()).spawn(relay)?;
     let dir = private_dir().context("cannot make a directory for control sockets")?;
-    let endpoint = cli.control.as_deref().map(Endpoint::control).transpose()?;
-    let listener = metrics.as_ref().map(metrics::Listener::open).transpose()?;
+    let endpoint = cli.control.as_deref().map(|path| Endpoint::control(path, None)).transpose()?;
+    let listener = metrics.as_ref().map(|at| metrics::Listener::open(at, None)).transpose()?;
     let operator = Arc::new(Operator { fleet: send, dir: dir.path().to_owned() });
     let sandbox = Arc::new(Sandbox::new(confinement::options(&cli.sandbox)));
     if let Some(listener) = &listener {

@@ -22,6 +22,7 @@ use crate::cli::EndpointArgs;
 use crate::control::{OwnProcess, Report};
 use crate::sandbox::{Options, Pass};
 use crate::socket::Endpoint;
+use crate::user::User;
 
 /// How many clients are borne with at once; the one that came first goes for another.
 const CLIENTS_MAX: usize = 16;
@@ -42,13 +43,14 @@ pub(crate) enum Listener {
 }
 
 impl Listener {
-    /// Listens at `address`. Who may open a Unix socket is what the process' umask says.
-    pub(crate) fn open(address: &Address) -> anyhow::Result<Self> {
+    /// Listens at `address`. A Unix socket is `user`'s, or else ours, and who may open it is what the
+    /// process' umask says.
+    pub(crate) fn open(address: &Address, user: Option<User>) -> anyhow::Result<Self> {
         match address {
             Address::Unix(path) => {
                 let args = EndpointArgs { socket_path: Some(path.clone()), fd: None };
-                let endpoint =
-                    Endpoint::open(&args, Options::default())?.context("no socket for metrics")?;
+                let options = Options { user, ..Options::default() };
+                let endpoint = Endpoint::open(&args, options)?.context("no socket for metrics")?;
                 Ok(Self::Unix(endpoint))
             }
             Address::Tcp(address) => {

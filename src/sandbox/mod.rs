@@ -24,6 +24,7 @@ use std::sync::{Arc, Condvar, Mutex, PoisonError};
 use tracing::{debug, error, warn};
 
 use self::landlock::Paths;
+pub(crate) use self::privileges::owned_by;
 pub(crate) use self::seccomp::{Role, Violation};
 use crate::user::User;
 

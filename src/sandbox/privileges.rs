@@ -5,14 +5,35 @@
 use std::io;
 
 use anyhow::Context;
-use rustix::process::{DumpableBehavior, set_dumpable_behavior};
+use rustix::process::{DumpableBehavior, getegid, geteuid, set_dumpable_behavior};
 use rustix::thread::{
-    CapabilitySet, CapabilitySets, Gid, Uid, clear_ambient_capability_set,
+    CapabilitySet, CapabilitySets, Gid, Uid, capabilities, clear_ambient_capability_set,
     remove_capability_from_bounding_set, set_capabilities, set_no_new_privs, set_thread_groups,
     set_thread_res_gid, set_thread_res_uid,
 };
 
 use crate::user::User;
+
+/// Makes something, such as a socket, that belongs to `user` from the start: to change the owner of
+/// what a path leads to would be to change that of whatever another process has put there since.
+///
+/// This thread acts as the user with all of root's capabilities while `make` runs.
+pub(crate) fn owned_by<T>(user: Option<User>, make: impl FnOnce() -> T) -> anyhow::Result<T> {
+    let Some(User { user, group }) = user else { return Ok(make()) };
+    let (owner, owner_group) = (Uid::from_raw(user), Gid::from_raw(group));
+    let (before, group_before) = (geteuid(), getegid());
+    let act_as = |user: Uid, group: Gid| -> rustix::io::Result<()> {
+        set_thread_res_gid(None, group, None)?;
+        set_thread_res_uid(None, user, None)?;
+        // Linux takes them from one that isn't root any more.
+        let sets = capabilities(None)?;
+        set_capabilities(None, CapabilitySets { effective: sets.permitted, ..sets })
+    };
+    act_as(owner, owner_group).context("cannot act as the user of --user, which takes root")?;
+    let made = make();
+    act_as(before, group_before).context("cannot act as root again")?;
+    Ok(made)
+}
 
 /// Has this thread act as `user`, with no group but the user's.
 pub(super) fn become_user(User { user, group }: User) -> anyhow::Result<()> {

@@ -261,7 +261,8 @@ fn conditional(role: Role) -> anyhow::Result<Rules> {
         // To the peer: no address is given. `sendmsg` has it in memory; what bounds that is that
         // no socket is open which takes one.
         rules.insert(libc::SYS_sendto, vec![all([is_zero(4)])?]);
-        rules.insert(libc::SYS_getsockopt, socket_options(&[libc::SO_PEERCRED])?);
+        let known = [libc::SO_DOMAIN, libc::SO_TYPE, libc::SO_PEERCRED];
+        rules.insert(libc::SYS_getsockopt, socket_options(&known)?);
         let timeouts = [libc::SO_RCVTIMEO, libc::SO_SNDTIMEO];
         rules.insert(libc::SYS_setsockopt, socket_options(&timeouts)?);
     }

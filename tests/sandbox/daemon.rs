@@ -6,6 +6,7 @@ use std::fs;
 use std::os::unix::fs::{MetadataExt, PermissionsExt, chown};
 use std::path::Path;
 use std::process::Command;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use guest_harness::Daemon;
 use rustix::process::geteuid;
@@ -104,7 +105,10 @@ fn daemon_becomes_the_user_and_takes_and_merges_snapshots_as_such() {
     let memory = fs::metadata(format!("/proc/{}/mem", daemon.pid())).unwrap();
     assert_eq!(memory.uid(), 0);
     let control = dir.path().join("control");
-    assert_eq!(fs::metadata(&control).unwrap().uid(), SOMEBODY);
+    for socket in [&control, daemon.socket()] {
+        let metadata = fs::metadata(socket).unwrap();
+        assert_eq!((metadata.uid(), metadata.gid()), (SOMEBODY, SOMEBODY), "{socket:?}");
+    }
 
     let ask = |args: &[&Path]| {
         let mut command = Command::new(DAEMON);
@@ -122,6 +126,34 @@ fn daemon_becomes_the_user_and_takes_and_merges_snapshots_as_such() {
     chown(&elsewhere, Some(SOMEBODY), None).unwrap();
     let (taken, said) = ask(&["snapshot".as_ref(), &elsewhere.path().join("cow")]);
     assert!(!taken && said.contains("--allow-dir"), "{said}");
+}
+
+/// What a socket replaces, while the daemon binds it, is whatever the owner of its directory likes.
+#[test]
+fn file_in_the_place_of_a_socket_that_is_bound_stays_its_owners() {
+    if !geteuid().is_root() {
+        eprintln!("skipped: it takes root");
+        return;
+    }
+    for _ in 0..8 {
+        let dir = tempfile::tempdir().unwrap();
+        let (secret, control) = (dir.path().join("secret"), dir.path().join("control"));
+        fs::write(&secret, "root's").unwrap();
+        let ended = AtomicBool::new(false);
+        std::thread::scope(|scope| {
+            scope.spawn(|| {
+                let is_bound = || fs::symlink_metadata(&control).is_ok();
+                while !is_bound() && !ended.load(Ordering::Relaxed) {}
+                fs::rename(&secret, &control).unwrap();
+            });
+            let daemon = serve(&dir, "direct", &["--user", "65534:65534"]);
+            ended.store(true, Ordering::Relaxed);
+            assert!(daemon.is_some());
+        });
+        let metadata = fs::symlink_metadata(&control).unwrap();
+        assert!(metadata.is_file());
+        assert_eq!((metadata.uid(), metadata.gid()), (0, 0));
+    }
 }
 
 #[test]

@@ -6,7 +6,7 @@
 mod attempt;
 mod daemon;
 mod processes;
-#[allow(dead_code, reason = "the daemon's own, of which it uses more")]
+#[allow(dead_code, unused_imports, reason = "the daemon's own, of which it uses more")]
 #[path = "../../src/sandbox/mod.rs"]
 mod sandbox;
 #[path = "../../src/user.rs"]

@@ -4,7 +4,7 @@
 
 use std::fs;
 use std::io::{BufRead, BufReader};
-use std::os::unix::fs::{PermissionsExt, chown};
+use std::os::unix::fs::{MetadataExt, PermissionsExt, chown};
 use std::os::unix::process::CommandExt;
 use std::path::Path;
 use std::process::{Child, Command, Stdio};
@@ -69,6 +69,52 @@ fn window_published_by_root_is_withdrawn_by_a_daemon_that_is_not_any_more() {
     assert_eq!(fs::metadata(&window).unwrap().len(), 1 << 20);
     end(daemon);
     assert!(!window.exists());
+}
+
+/// Its owner could open the window, and so the disk.
+#[test]
+fn window_is_not_published_on_a_file_of_somebody_elses() {
+    if !is_root() {
+        return;
+    }
+    let dir = place();
+    let (window, file) = (dir.path().join("window"), dir.path().join("file"));
+    let publish = |more: &[&str]| {
+        let mut command = Command::new(DAEMON);
+        command.args(["--size", "1M", "--file"]).arg(&file).arg("--publish").arg(&window);
+        command.args(more);
+        start(command, "published", 1)
+    };
+    fs::write(&window, "").unwrap();
+    chown(&window, Some(1000), Some(1000)).unwrap();
+    for more in [&[][..], &["--user", "65534:65534"]] {
+        let (mut daemon, log) = publish(more);
+        let said = log.last().unwrap();
+        assert!(said.contains("the file there belongs to user 1000"), "{log:?}");
+        assert!(!daemon.wait().unwrap().success());
+        assert_eq!(fs::metadata(&window).unwrap().len(), 0);
+    }
+    fs::hard_link(&window, dir.path().join("another")).unwrap();
+    chown(&window, Some(0), Some(0)).unwrap();
+    let (mut daemon, log) = publish(&[]);
+    assert!(log.last().unwrap().contains("the file there has other names"), "{log:?}");
+    assert!(!daemon.wait().unwrap().success());
+    fs::remove_file(dir.path().join("another")).unwrap();
+
+    // As an administrator makes it: for a group, or for the daemon's user.
+    for (owner, more) in [(0, &[][..]), (SOMEBODY, &["--user", "65534:65534"])] {
+        chown(&window, Some(owner), Some(1000)).unwrap();
+        let (mut daemon, log) = publish(more);
+        if !log.last().unwrap().contains("published") {
+            assert!(log.concat().contains("a served window needs"), "{log:?}");
+            eprintln!("skipped: {log:?}");
+            daemon.wait().unwrap();
+            return;
+        }
+        let metadata = fs::metadata(&window).unwrap();
+        assert_eq!((metadata.len(), metadata.uid(), metadata.gid()), (1 << 20, owner, 1000));
+        end(daemon);
+    }
 }
 
 #[test]

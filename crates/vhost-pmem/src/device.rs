@@ -21,7 +21,7 @@ use crate::health::{Health, Pages, Waiting};
 use crate::limit::Limit;
 use crate::request::{Request, Unanswerable};
 use crate::served::{
-    self, Failure, Layer, LayerError, Layered, LiveLayers, Publication, ServeWindowError,
+    self, Failure, Layer, LayerError, Layered, LiveLayers, Publication, Publish, ServeWindowError,
 };
 use crate::spec::{Config, RequestType, Status};
 use crate::throttle::Throttle;
@@ -71,19 +71,19 @@ impl Device {
         Self::with_window(content, window, None, gpa)
     }
 
-    /// The device that shows a region in a served window, which others may open at `path`, too: a
+    /// The device that shows a region in a served window, which others may open by its path: a
     /// VMM whose own device maps a file. An empty file is made there, unless there is one; its
     /// owner and mode say who may open the window. Or a VMM that maps it as memory of its guest, at
     /// the guest physical address `gpa`.
     pub fn try_new_published(
         content: impl Into<Layered>,
-        path: &Path,
+        publish: Publish<'_>,
         gpa: Option<u64>,
     ) -> Result<Self, InvalidWindow> {
         let content = content.into();
         let window = window::choose_published(&content.region, gpa)?;
-        let publication = Publication::prepare(path)
-            .map_err(|source| ServeWindowError::Publish { path: path.to_owned(), source })?;
+        let refused = |source| ServeWindowError::Publish { path: publish.path.to_owned(), source };
+        let publication = Publication::prepare(publish).map_err(refused)?;
         Self::with_window(content, window, Some(publication), gpa)
     }
 

@@ -85,8 +85,8 @@ pub use host::{UnfitHost, check_host};
 pub use page_cache::{CachedPages, cached_pages};
 pub use request::Unanswerable;
 pub use served::{
-    Failure, LAYER_CHUNK, LAYERS_MAX, Layer, LayerError, Layered, PublishError, ServeWindowError,
-    ServedThread, allow_served_windows, confine_served_threads, unpublish,
+    Failure, LAYER_CHUNK, LAYERS_MAX, Layer, LayerError, Layered, Publish, PublishError,
+    ServeWindowError, ServedThread, allow_served_windows, confine_served_threads, unpublish,
 };
 pub use server::ServeError;
 pub use window::{

@@ -52,7 +52,7 @@ pub use self::namespace::allow_served_windows;
 use self::openings::Openings;
 pub(crate) use self::own_memory::cover;
 pub(crate) use self::publication::Publication;
-pub use self::publication::{PublishError, unpublish};
+pub use self::publication::{Publish, PublishError, unpublish};
 use self::syncs::Syncs;
 use self::workers::{Begun, Job};
 use crate::counters::Counters;

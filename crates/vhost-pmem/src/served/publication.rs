@@ -23,12 +23,31 @@ pub enum PublishError {
     /// Something that isn't a file.
     #[error("there is something of that name, and it isn't a file")]
     NotAFile,
+    /// A user who could then open the window, and change who else may.
+    #[error(
+        "the file there belongs to user {0}, who could open the window; let it be root's or the \
+         daemon's, or remove it, and one is made"
+    )]
+    Foreign(u32),
+    /// Another path leads to it, so that somebody else may have put it there.
+    #[error("the file there has other names; remove it, and one is made")]
+    Linked,
     /// Another window, most likely.
     #[error("something is mounted there already; end who serves it, or unmount it")]
     Mounted,
     /// The system refused.
     #[error(transparent)]
     Io(#[from] io::Error),
+}
+
+/// Where to publish a window.
+#[derive(Debug, Clone, Copy)]
+pub struct Publish<'a> {
+    /// The path: of nothing yet, or of an empty file whose owner and mode say who may open the
+    /// window.
+    pub path: &'a Path,
+    /// A user who may own that file, as root and the user of this process may.
+    pub owner: Option<u32>,
 }
 
 /// Where a window is published, until this is dropped: an empty file that it is mounted on, whose
@@ -66,7 +85,7 @@ impl Permissions {
 impl Publication {
     /// Makes a file at `path`, or takes an empty one. What a dead process has left mounted there is
     /// taken away.
-    pub(crate) fn prepare(path: &Path) -> Result<Self, PublishError> {
+    pub(crate) fn prepare(Publish { path, owner }: Publish<'_>) -> Result<Self, PublishError> {
         // A path that is good in every directory.
         let path = std::path::absolute(path)?;
         if is_dead(&path) {
@@ -75,7 +94,9 @@ impl Publication {
         }
         let mut options = OpenOptions::new();
         let (file, made) = match options.write(true).create_new(true).mode(0o600).open(&path) {
-            Err(error) if error.kind() == io::ErrorKind::AlreadyExists => (inspect(&path)?, false),
+            Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {
+                (inspect(&path, owner)?, false)
+            }
             file => (file?, true),
         };
         let metadata = file.metadata()?;
@@ -99,18 +120,32 @@ impl Publication {
     }
 }
 
-/// Opens the file at `path`, if it is one that a window may be mounted on.
-fn inspect(path: &Path) -> Result<File, PublishError> {
+/// Opens the file at `path`, if it is one that a window may be mounted on, which may be `owner`'s.
+fn inspect(path: &Path, owner: Option<u32>) -> Result<File, PublishError> {
     // Not one that waits to be opened, such as a pipe.
     if !fs::symlink_metadata(path)?.is_file() {
         return Err(PublishError::NotAFile);
     }
-    let file = File::open(path)?;
     if is_mounted(path) {
         return Err(PublishError::Mounted);
     }
-    if file.metadata()?.len() != 0 {
+    // Nor one that was put there since.
+    let flags = OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::CLOEXEC;
+    let file = File::from(rustix::fs::open(path, flags, Mode::empty()).map_err(io::Error::from)?);
+    let metadata = file.metadata()?;
+    if !metadata.is_file() {
+        return Err(PublishError::NotAFile);
+    }
+    if metadata.len() != 0 {
         return Err(PublishError::NotEmpty);
+    }
+    // In a directory that others write, such as /tmp, they may have made it first.
+    let ours = [Some(0), Some(rustix::process::geteuid().as_raw()), owner];
+    if !ours.contains(&Some(metadata.uid())) {
+        return Err(PublishError::Foreign(metadata.uid()));
+    }
+    if metadata.nlink() != 1 {
+        return Err(PublishError::Linked);
     }
     Ok(file)
 }
