@@ -17,6 +17,7 @@ mod marks;
 mod merge;
 mod metrics;
 mod overlay;
+mod printable;
 mod progress;
 mod relay;
 mod resync;
@@ -41,6 +42,7 @@ use crate::backing::Backing;
 use crate::cli::{Cli, Command, ControlArgs, MergeArgs};
 use crate::control::{Operator, OwnProcess, Request};
 use crate::log::Log;
+use crate::printable::printable_lines;
 use crate::sandbox::Role;
 use crate::size::ByteSize;
 use crate::socket::Endpoint;
@@ -95,7 +97,12 @@ fn operate(command: &Command) -> anyhow::Result<()> {
     // Colours are for a terminal, if it is one and NO_COLOR doesn't forbid them.
     let out = &mut UntilClosed(anstream::stdout().lock());
     let (control, request) = match command {
-        Command::Check { table, window } => return check::run(table, (*window).into(), out),
+        Command::Check { table, window } => {
+            let mut shown = Vec::new();
+            let checked = check::run(table, (*window).into(), &mut shown);
+            out.write_all(printable_lines(&String::from_utf8_lossy(&shown)).as_bytes())?;
+            return checked;
+        }
         Command::Merge {
             at: MergeArgs { file: Some(file), overlay: Some(overlay), accept_base, .. },
             ..

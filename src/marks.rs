@@ -9,6 +9,8 @@ use std::path::Path;
 use anyhow::Context;
 use pfn_blk::{CowFile, FileStore, OriginMark, origin_mark};
 
+use crate::printable::printable;
+
 /// Where the changes are that a mark tells of.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Changes {
@@ -93,7 +95,7 @@ pub(crate) fn unmark(file: &Path, out: &mut impl Write) -> anyhow::Result<()> {
 /// A value as text, or in hexadecimal digits.
 fn shown(value: &[u8]) -> String {
     match std::str::from_utf8(value) {
-        Ok(text) if !text.contains('\0') => text.escape_debug().to_string(),
+        Ok(text) if !text.contains('\0') => printable(text).into_owned(),
         _ => value.iter().map(|byte| format!("{byte:02x}")).collect(),
     }
 }

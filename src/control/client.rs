@@ -14,6 +14,7 @@ use super::protocol::{Command, Outcome, Reply, Report, Request, State, VERSION};
 use super::show;
 use super::work::Work;
 use crate::cli::ControlArgs;
+use crate::printable::printable_value;
 
 /// How often to look how far work has come.
 const LOOK: Duration = Duration::from_millis(250);
@@ -28,7 +29,7 @@ pub(crate) fn run(
     if args.json {
         return print_json(&reports, out);
     }
-    Ok(reports.iter().try_for_each(|report| show::device(report, out))?)
+    Ok(for_people(&reports)?.iter().try_for_each(|report| show::device(report, out))?)
 }
 
 /// Shows all devices of the daemon that listens there, a line each.
@@ -37,7 +38,12 @@ pub(crate) fn list(args: &ControlArgs, out: &mut impl Write) -> anyhow::Result<(
     if args.json {
         return print_json(&reports, out);
     }
-    Ok(show::table(&reports, out)?)
+    Ok(show::table(&for_people(&reports)?, out)?)
+}
+
+/// The same reports, with all of their text fit for a terminal.
+fn for_people(reports: &[Report]) -> serde_json::Result<Vec<Report>> {
+    serde_json::from_value(printable_value(serde_json::to_value(reports)?))
 }
 
 fn print_json(reports: &[Report], out: &mut impl Write) -> anyhow::Result<()> {

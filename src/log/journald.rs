@@ -44,11 +44,8 @@ where
         mut writer: Writer<'_>,
         event: &Event<'_>,
     ) -> fmt::Result {
-        let mut said = String::new();
-        context.format_fields(Writer::new(&mut said), event)?;
-        // A line of its own would have no priority.
-        let said = said.replace('\n', " ");
-        write!(writer, "<{}>{said}", priority(*event.metadata().level()))?;
+        write!(writer, "<{}>", priority(*event.metadata().level()))?;
+        context.format_fields(writer.by_ref(), event)?;
         match &self.device {
             Some(device) => writeln!(writer, " device={device:?}"),
             None => writeln!(writer),

@@ -2,6 +2,7 @@
 
 //! The log: to standard error, each line with the device's name, if it has one.
 
+mod fields;
 mod journald;
 mod json;
 
@@ -14,9 +15,11 @@ use tracing::{Level, error};
 use tracing_subscriber::fmt::format::Writer;
 use tracing_subscriber::fmt::time::{FormatTime, SystemTime};
 
+use self::fields::Fields;
 use self::journald::Journald;
 use self::json::Json;
 use crate::cli::{Cli, LogFormat};
+use crate::printable::printable;
 
 /// Which lines there are, and what they look like.
 #[derive(Debug, Clone, Copy)]
@@ -42,6 +45,7 @@ impl Log {
             .with_max_level(self.level)
             .with_target(false)
             .with_writer(stderr)
+            .fmt_fields(Fields)
             // A log that nobody reads any more is no reason to panic.
             .log_internal_errors(false);
         match self.format {
@@ -54,7 +58,7 @@ impl Log {
     /// Says why the program ends.
     pub(crate) fn end(self, why: &anyhow::Error) {
         if self.format == LogFormat::Text || !tracing::enabled!(Level::ERROR) {
-            eprintln!("vhost-pmemd: {why:#}");
+            eprintln!("vhost-pmemd: {}", printable(&format!("{why:#}")));
         } else {
             error!("{why:#}");
         }

@@ -249,6 +249,8 @@ fn conditional(role: Role) -> anyhow::Result<Rules> {
         ),
         // To this process alone: what a panic or a handler does.
         (libc::SYS_tgkill, vec![all([is(0, std::process::id().into())])?]),
+        // To the peer, with no address: a signal's handler does, in whichever thread that runs.
+        (libc::SYS_sendto, vec![all([is_zero(4)])?]),
         (libc::SYS_ioctl, vec![all([is(1, libc::FIONBIO)])?]),
         (libc::SYS_fcntl, fcntl()?),
         (libc::SYS_prctl, each(0, &[libc::PR_SET_NAME, libc::PR_GET_NAME])?),
@@ -258,9 +260,6 @@ fn conditional(role: Role) -> anyhow::Result<Rules> {
         rules.entry(libc::SYS_prctl).or_default().extend(each(0, &[libc::PR_SET_PDEATHSIG])?);
     }
     if has(MESSAGES) {
-        // To the peer: no address is given. `sendmsg` has it in memory; what bounds that is that
-        // no socket is open which takes one.
-        rules.insert(libc::SYS_sendto, vec![all([is_zero(4)])?]);
         let known = [libc::SO_DOMAIN, libc::SO_TYPE, libc::SO_PEERCRED];
         rules.insert(libc::SYS_getsockopt, socket_options(&known)?);
         let timeouts = [libc::SO_RCVTIMEO, libc::SO_SNDTIMEO];

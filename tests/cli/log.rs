@@ -2,6 +2,8 @@
 
 //! `--log-format`: what is logged, line by line.
 
+use std::process::Command;
+
 use guest_harness::Daemon;
 use serde_json::Value;
 
@@ -48,6 +50,47 @@ fn json_has_the_reason_of_an_end_too() {
     let output =
         place.run("--log-format json --log-level off --socket-path @/socket --file @/none");
     assert!(output.stderr.starts_with(b"vhost-pmemd: cannot serve "));
+}
+
+/// Paths, marks and the like may have anything in them, and are nobody's way into a log or a
+/// terminal.
+#[test]
+fn text_of_others_neither_ends_a_line_nor_reaches_the_terminal() {
+    const EVIL: &str = "f\n2026-11-27T00:00:00Z  WARN all is well \x1b[2J\x07\u{9b}";
+    const SHOWN: &str = r"/f\n2026-11-27T00:00:00Z  WARN all is well \u{1b}[2J\u{7}\u{9b}";
+    let is_plain = |text: &str| !text.chars().any(|one| one.is_control() && one != '\n');
+
+    let place = Place::new();
+    let (file, control) = (place.path(EVIL), place.path("control"));
+    for (format, begin) in [("text", "20"), ("journald", "<")] {
+        let mut args = vec!["--log-format", format, "--size", "1M", "--file"];
+        args.extend([file.to_str().unwrap(), "--control", control.to_str().unwrap()]);
+        let daemon = Daemon::start(DAEMON, &args).unwrap();
+        let output = place.run("status --control @/control");
+        let status = String::from_utf8(output.stdout).unwrap();
+        assert!(status.contains(SHOWN) && is_plain(&status), "{status:?}");
+        let (_, log) = daemon.terminate().unwrap();
+        assert!(log.contains(SHOWN) && is_plain(&log), "{log:?}");
+        assert!(log.lines().all(|line| line.starts_with(begin)), "{log:?}");
+        std::fs::remove_file(&file).unwrap();
+    }
+
+    let mut command = Command::new(DAEMON);
+    let output = command.arg("--socket-path").arg(place.path("s")).arg("--file").arg(&file);
+    let said = String::from_utf8(output.output().unwrap().stderr).unwrap();
+    assert!(said.contains(SHOWN) && is_plain(&said), "{said:?}");
+    assert_eq!(said.lines().count(), 1, "{said:?}");
+
+    std::fs::write(&file, [0; 4096]).unwrap();
+    std::fs::write(
+        place.path("table"),
+        format!("0 8 linear {}\u{1b} 0\n", place.path("t").display()),
+    )
+    .unwrap();
+    std::fs::write(place.path("t\u{1b}"), [0; 4096]).unwrap();
+    let output = place.run("check --table @/table");
+    let shown = String::from_utf8(output.stdout).unwrap();
+    assert!(shown.contains(r"/t\u{1b} from") && is_plain(&shown), "{shown:?}");
 }
 
 #[test]
