@@ -75,7 +75,8 @@ pub(crate) struct Cli {
     #[arg(long, value_name = "NAME")]
     pub(crate) name: Option<String>,
 
-    /// End when the process that started this one does
+    /// Serve a device of the fleet that started this process: end when it does, and take its requests
+    /// on standard input
     #[arg(long, hide = true)]
     pub(crate) end_with_parent: bool,
 

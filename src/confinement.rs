@@ -78,7 +78,7 @@ pub(crate) fn lay_out(
     // Snapshots are taken by operators, and of what is served.
     let window = vhost_pmem::choose_layered(content, cli.backing.window.into());
     let is_served = cli.backing.publish.is_some() || matches!(window, Ok(Window::Served { .. }));
-    if cli.control.is_some() && is_served {
+    if (cli.control.is_some() || cli.end_with_parent) && is_served {
         let names = stores.iter().map(|pagemap| PathBuf::from(pagemap.store().name()));
         let files = names.chain(content.cows.iter().cloned()).filter(|path| path.is_file());
         let directories: BTreeSet<_> = files.filter_map(|path| parent(&path).ok()?).collect();

@@ -40,7 +40,7 @@ use vhost_pmem::{Device, Layered, ServedThread};
 
 use crate::backing::Backing;
 use crate::cli::{Cli, Command, ControlArgs, MergeArgs};
-use crate::control::{Operator, OwnProcess, Request};
+use crate::control::{Clients, Operator, OwnProcess, Request};
 use crate::log::Log;
 use crate::printable::printable_lines;
 use crate::sandbox::Role;
@@ -185,7 +185,14 @@ fn serve(cli: &Cli) -> anyhow::Result<()> {
         sockets.chain([metrics.as_ref().and_then(metrics::Listener::endpoint)]).flatten()
     };
     sandbox.leave_the_host();
-    if control.is_some() || metrics.is_some() {
+    let mut clients = Vec::new();
+    if let Some(endpoint) = &control {
+        clients.push(Clients::Listener(endpoint.listener()?));
+    }
+    if cli.end_with_parent {
+        clients.push(Clients::Channel(fleet::inherited_channel()?));
+    }
+    if !clients.is_empty() || metrics.is_some() {
         let from_table =
             snapshots.into_iter().map(|(position, snapshot)| (position.to_string(), snapshot));
         let overlay = overlay.map(|snapshot| ("overlay".to_owned(), snapshot));
@@ -207,12 +214,13 @@ fn serve(cli: &Cli) -> anyhow::Result<()> {
             metrics::serve(listener, collect, None, sandbox.pass(Role::Metrics))
                 .context("cannot set up metrics")?;
         }
-        if let Some(endpoint) = &control {
+        for clients in clients {
             // To find out who has it mapped.
             let window = device.served_file().map(|window| window.store().fd());
             let window = window.map(|window| window.try_clone_to_owned()).transpose()?;
             let pass = sandbox.pass(Role::Operator).with_file(window);
-            control::serve(endpoint, carry_out, pass).context("cannot set up control")?;
+            let carry_out = Arc::clone(&carry_out);
+            control::serve(clients, carry_out, pass).context("cannot set up control")?;
         }
     }
     resync::begin(mirrors, sandbox.pass(Role::Resync)).context("cannot begin to resync")?;

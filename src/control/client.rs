@@ -2,7 +2,7 @@
 
 //! Asking a daemon, and showing its answer.
 
-use std::io::{self, BufRead, BufReader, Write};
+use std::io::{self, BufRead, BufReader, Read, Write};
 use std::os::unix::net::UnixStream;
 use std::path::Path;
 use std::sync::mpsc::{Receiver, RecvTimeoutError, channel};
@@ -10,12 +10,15 @@ use std::time::Duration;
 
 use anyhow::{Context, anyhow};
 
+use super::channel::Channel;
 use super::protocol::{Command, Outcome, Reply, Report, Request, State, VERSION};
 use super::show;
 use super::work::Work;
 use crate::cli::ControlArgs;
 use crate::printable::printable_value;
 
+/// No reply is longer: a daemon that was taken over may say anything.
+const REPLY_MAX: u64 = 64 << 20;
 /// How often to look how far work has come.
 const LOOK: Duration = Duration::from_millis(250);
 
@@ -89,19 +92,36 @@ pub(crate) fn is_timeout(error: &anyhow::Error) -> bool {
 }
 
 /// The daemon's answer, or what it says is wrong; an error if that takes longer than `patience`.
-pub(crate) fn ask(
+fn ask(
     control: &Path,
     device: Option<String>,
     command: Command,
     patience: Option<Duration>,
 ) -> anyhow::Result<Result<Vec<Report>, String>> {
-    let mut stream = UnixStream::connect(control).context("cannot connect")?;
+    converse(UnixStream::connect(control).context("cannot connect")?, device, command, patience)
+}
+
+/// The same of a member of a fleet.
+pub(crate) fn ask_over(
+    channel: &Channel,
+    command: Command,
+    patience: Option<Duration>,
+) -> anyhow::Result<Result<Vec<Report>, String>> {
+    converse(channel.connect()?, None, command, patience)
+}
+
+fn converse(
+    mut stream: UnixStream,
+    device: Option<String>,
+    command: Command,
+    patience: Option<Duration>,
+) -> anyhow::Result<Result<Vec<Report>, String>> {
     stream.set_read_timeout(patience)?;
     let mut line = serde_json::to_vec(&Request { version: VERSION, device, command })?;
     line.push(b'\n');
     stream.write_all(&line)?;
     let mut line = String::new();
-    BufReader::new(stream).read_line(&mut line)?;
+    BufReader::new(stream.take(REPLY_MAX)).read_line(&mut line)?;
     let reply: Reply = serde_json::from_str(&line).context("not a reply of a daemon's")?;
     Ok(match reply.result {
         Outcome::Ok(reports) => Ok(reports),

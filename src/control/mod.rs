@@ -2,6 +2,7 @@
 
 //! Control: what can be done to a device while it is served, over a Unix socket.
 
+mod channel;
 mod client;
 mod measures;
 mod operator;
@@ -11,20 +12,20 @@ mod show;
 mod work;
 
 use std::io::{self, BufRead, BufReader, Read, Write};
-use std::os::unix::net::UnixStream;
+use std::os::unix::net::{UnixListener, UnixStream};
 use std::sync::Arc;
 use std::time::Duration;
 
 use tracing::{info, warn};
 
-pub(crate) use self::client::{ask, is_timeout, list, run};
+pub(crate) use self::channel::Channel;
+pub(crate) use self::client::{ask_over, is_timeout, list, run};
 pub(crate) use self::measures::{Cache, Counters};
 pub(crate) use self::operator::Operator;
 pub(crate) use self::process::{OwnProcess, Process};
 pub(crate) use self::protocol::{Command, Cow, Mirror, Placement, Report, Request, State, Status};
 use self::protocol::{Outcome, Reply, VERSION};
 use crate::sandbox::Pass;
-use crate::socket::Endpoint;
 
 /// No request is longer.
 const REQUEST_MAX: u64 = 64 << 10;
@@ -36,14 +37,32 @@ const PAUSE: Duration = Duration::from_secs(1);
 /// What carries requests out, and tells how all is then.
 pub(crate) type CarryOut = dyn Fn(&Request) -> anyhow::Result<Vec<Report>> + Send + Sync;
 
-/// Answers whoever connects to `endpoint`, each in a thread of its own, as some requests take long.
-pub(crate) fn serve(endpoint: &Endpoint, carry_out: Arc<CarryOut>, pass: Pass) -> io::Result<()> {
-    let listener = endpoint.listener()?;
+/// Where clients come from.
+pub(crate) enum Clients {
+    /// Processes of the user's.
+    Listener(UnixListener),
+    /// The fleet.
+    Channel(Channel),
+}
+
+impl Clients {
+    /// Waits for one; none comes any more if it is nothing.
+    fn accept(&self) -> io::Result<Option<UnixStream>> {
+        match self {
+            Self::Listener(listener) => listener.accept().map(|(stream, _)| Some(stream)),
+            Self::Channel(channel) => channel.accept(),
+        }
+    }
+}
+
+/// Answers `clients`, each in a thread of its own, as some requests take long.
+pub(crate) fn serve(clients: Clients, carry_out: Arc<CarryOut>, pass: Pass) -> io::Result<()> {
     let serve = move || {
         pass.enter();
-        for stream in listener.incoming() {
-            let stream = match stream {
-                Ok(stream) => stream,
+        loop {
+            let stream = match clients.accept() {
+                Ok(Some(stream)) => stream,
+                Ok(None) => return,
                 Err(error) => {
                     warn!(%error, "control: a client can't be accepted");
                     std::thread::sleep(PAUSE);

@@ -3,7 +3,7 @@
 //! One device of a fleet: a process that is to run, and does or doesn't.
 
 use std::io::{self, Write};
-use std::path::{Path, PathBuf};
+use std::os::fd::{AsFd, OwnedFd};
 use std::process::{Child, ChildStdout, Command, Stdio};
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
@@ -14,6 +14,7 @@ use rustix::process::{Pid, Signal, kill_process};
 use signal_hook::consts::SIGHUP;
 use tracing::{error, info, warn};
 
+use crate::control::Channel;
 use crate::log::Log;
 use crate::service;
 use crate::shutdown::PARENT_DIED;
@@ -21,22 +22,19 @@ use crate::shutdown::PARENT_DIED;
 /// How long to wait before a process that ended is started again; twice as long each time.
 const DELAYS: [Duration; 2] = [Duration::from_secs(1), Duration::from_secs(60)];
 
+/// How long one may take to accept a request, and to say how it is.
+pub(super) const PATIENCE: Duration = Duration::from_secs(3);
+
 /// How to start processes.
 pub(super) struct Launcher {
-    /// Where their control sockets are.
-    pub(super) dir: PathBuf,
     pub(super) log: Log,
     /// How they are confined, where they don't say so themselves.
     pub(super) sandbox: Vec<String>,
 }
 
 impl Launcher {
-    /// A device's control socket.
-    pub(super) fn control(&self, name: &str) -> PathBuf {
-        self.dir.join(name)
-    }
-
-    fn start(&self, name: &str, args: &[String]) -> io::Result<Child> {
+    /// Starts a device's process, which takes requests over `channel`.
+    fn start(&self, name: &str, args: &[String], channel: OwnedFd) -> io::Result<Child> {
         let mut command = Command::new("/proc/self/exe");
         service::ENVIRONMENT.into_iter().for_each(|variable| _ = command.env_remove(variable));
         let key = |argument: &String| argument.split('=').next().map(str::to_owned);
@@ -46,9 +44,7 @@ impl Launcher {
             .args(self.sandbox.iter().filter(is_said))
             .args(["--end-with-parent", "--name", name])
             .args(self.log.options())
-            .arg("--control")
-            .arg(self.control(name))
-            .stdin(Stdio::null())
+            .stdin(Stdio::from(channel))
             .stdout(Stdio::piped())
             .spawn()
     }
@@ -59,6 +55,8 @@ struct Process {
     child: Child,
     args: Vec<String>,
     since: Instant,
+    /// Where it takes requests.
+    channel: Arc<Channel>,
     /// Where it tells that it has begun.
     stdout: Option<ChildStdout>,
     begun: bool,
@@ -72,6 +70,8 @@ pub(super) struct Standing {
     pub(super) down: Option<String>,
     /// How often it ended by itself and was started again.
     pub(super) restarts: u64,
+    /// Where it takes requests, if its process has begun.
+    pub(super) channel: Option<Arc<Channel>>,
     /// Whether it is there as it is wanted, or can't be.
     pub(super) settled: bool,
 }
@@ -120,7 +120,10 @@ impl Member {
 
     /// How it stands.
     pub(super) fn standing(&self) -> Standing {
-        Standing { down: self.down(), restarts: self.restarts, settled: self.is_settled() }
+        let begun = self.process.as_ref().filter(|process| process.begun);
+        let channel = begun.map(|process| Arc::clone(&process.channel));
+        let (down, restarts, settled) = (self.down(), self.restarts, self.is_settled());
+        Standing { down, restarts, channel, settled }
     }
 
     fn down(&self) -> Option<String> {
@@ -163,13 +166,19 @@ impl Member {
     }
 
     fn start(&mut self, args: Vec<String>, launcher: &Launcher) {
-        match launcher.start(&self.name, &args) {
-            Ok(mut child) => {
+        let start = || {
+            let (ours, theirs) = Channel::pair(PATIENCE)?;
+            Ok((launcher.start(&self.name, &args, theirs)?, ours))
+        };
+        let started: io::Result<_> = start();
+        match started {
+            Ok((mut child, channel)) => {
                 let pid = child.id();
                 info!(device = self.name, pid, "started");
                 let (stdout, since) = (child.stdout.take(), Instant::now());
                 let (begun, told) = (false, false);
-                self.process = Some(Process { child, args, since, stdout, begun, told });
+                let channel = Arc::new(channel);
+                self.process = Some(Process { child, args, since, channel, stdout, begun, told });
             }
             Err(error) => self.ended(&format!("cannot be started: {error}"), None),
         }
@@ -239,13 +248,7 @@ pub(crate) fn end_with_parent() -> io::Result<()> {
     Ok(())
 }
 
-/// A directory for control sockets, for our user alone.
-pub(super) fn private_dir() -> io::Result<tempfile::TempDir> {
-    let builder = &mut tempfile::Builder::new();
-    let builder = builder.prefix("vhost-pmemd-");
-    match std::env::var_os("RUNTIME_DIRECTORY") {
-        // Of a systemd service.
-        Some(dir) => builder.tempdir_in(Path::new(&dir)),
-        None => builder.tempdir(),
-    }
+/// Where a device's process takes the requests of the one that started it: its standard input.
+pub(crate) fn inherited_channel() -> io::Result<Channel> {
+    io::stdin().as_fd().try_clone_to_owned().map(Channel::new)
 }

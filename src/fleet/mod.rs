@@ -23,18 +23,18 @@ use signal_hook::iterator::Signals;
 use tracing::{error, info};
 
 use self::config::Config;
-use self::member::{Launcher, Member, Standing, private_dir};
+use self::member::{Launcher, Member, PATIENCE, Standing};
 use crate::address::Address;
 use crate::cli::Cli;
 use crate::confinement;
-use crate::control::{self, Command, OwnProcess, Report, Request, State};
+use crate::control::{self, Clients, Command, OwnProcess, Report, Request, State};
 use crate::log::Log;
 use crate::metrics;
 use crate::sandbox::{Role, Sandbox};
 use crate::service;
 use crate::socket::Endpoint;
 
-pub(crate) use self::member::{end_with_parent, tell_begun};
+pub(crate) use self::member::{end_with_parent, inherited_channel, tell_begun};
 
 /// What the fleet has to do.
 enum Event {
@@ -61,10 +61,9 @@ pub(crate) fn run(config: &Path, cli: &Cli, log: Log) -> anyhow::Result<()> {
         signals.forever().for_each(|signal| _ = told.send(Event::Signal(signal)));
     };
     std::thread::Builder::new().name("signals".to_owned()).spawn(relay)?;
-    let dir = private_dir().context("cannot make a directory for control sockets")?;
     let endpoint = cli.control.as_deref().map(|path| Endpoint::control(path, None)).transpose()?;
     let listener = metrics.as_ref().map(|at| metrics::Listener::open(at, None)).transpose()?;
-    let operator = Arc::new(Operator { fleet: send, dir: dir.path().to_owned() });
+    let operator = Arc::new(Operator { fleet: send });
     let sandbox = Arc::new(Sandbox::new(confinement::options(&cli.sandbox)));
     if let Some(listener) = &listener {
         let operator = Arc::clone(&operator);
@@ -74,11 +73,11 @@ pub(crate) fn run(config: &Path, cli: &Cli, log: Log) -> anyhow::Result<()> {
     }
     if let Some(endpoint) = &endpoint {
         let carry_out = move |request: &Request| operator.carry_out(request);
-        control::serve(endpoint, Arc::new(carry_out), sandbox.pass(Role::Fleet))
+        let clients = Clients::Listener(endpoint.listener()?);
+        control::serve(clients, Arc::new(carry_out), sandbox.pass(Role::Fleet))
             .context("cannot set up control")?;
     }
-    let launcher =
-        Launcher { dir: dir.path().to_owned(), log, sandbox: confinement::arguments(&cli.sandbox) };
+    let launcher = Launcher { log, sandbox: confinement::arguments(&cli.sandbox) };
     let mut fleet = Fleet {
         config: config.to_owned(),
         metrics,
@@ -106,8 +105,6 @@ struct Fleet {
 
 /// How many devices are asked at once.
 const AT_ONCE: usize = 16;
-/// How long one may take to say how it is.
-const PATIENCE: Duration = Duration::from_secs(3);
 
 /// How long a reload waits for devices to begin or end.
 const SETTLING: Duration = Duration::from_secs(10);
@@ -214,10 +211,9 @@ impl Fleet {
     }
 }
 
-/// Operates a fleet, and its devices by their own control sockets.
+/// Operates a fleet, and its devices by asking each one's process.
 struct Operator {
     fleet: Sender<Event>,
-    dir: PathBuf,
 }
 
 impl Operator {
@@ -287,16 +283,19 @@ impl Operator {
     fn relay(
         &self,
         name: &str,
-        Standing { down, restarts, .. }: &Standing,
+        Standing { down, restarts, channel, .. }: &Standing,
         command: &Command,
     ) -> anyhow::Result<Report> {
         // All else may take its time.
         let patience = matches!(command, Command::Status).then_some(PATIENCE);
-        let state = match (down, command) {
-            (Some(reason), Command::Status) => State::Down { reason: reason.clone() },
-            (Some(reason), _) => bail!("{name} {reason}"),
-            (None, _) => {
-                match control::ask(&self.dir.join(name), None, command.clone(), patience) {
+        let starting = "is starting".to_owned();
+        let down = down.as_ref().or(channel.is_none().then_some(&starting));
+        let state = match (down, channel, command) {
+            (Some(reason), _, Command::Status) => State::Down { reason: reason.clone() },
+            (Some(reason), ..) => bail!("{name} {reason}"),
+            (None, None, _) => bail!("{name} {starting}"),
+            (None, Some(channel), _) => {
+                match control::ask_over(channel, command.clone(), patience) {
                     Ok(Ok(reports)) => match reports.into_iter().next() {
                         Some(report) => report.state,
                         None => bail!("{name} says nothing"),
@@ -305,7 +304,7 @@ impl Operator {
                     Err(error) if matches!(command, Command::Status) => {
                         let reason = match control::is_timeout(&error) {
                             true => format!("hangs: it doesn't answer within {PATIENCE:?}"),
-                            false => format!("is starting: {error:#}"),
+                            false => format!("is ending: {error:#}"),
                         };
                         State::Down { reason }
                     }

@@ -52,7 +52,7 @@ impl Role {
             Self::Operator => &[STORES, LABELS, FILES, REMOVAL, MESSAGES, FIGURES],
             Self::Metrics => &[STORES, MESSAGES, FIGURES],
             Self::Signals => &[STORES, WAKING, REMOVAL],
-            Self::Fleet => &[MESSAGES, CONNECTING, FIGURES],
+            Self::Fleet => &[MESSAGES, FIGURES],
         };
         [ALWAYS].into_iter().chain(own.iter().copied())
     }
@@ -175,9 +175,6 @@ const FIGURES: &[c_long] = &[CACHESTAT, libc::SYS_getdents64, libc::SYS_pread64]
 /// The same on all architectures; the C library's bindings don't have it yet.
 const CACHESTAT: c_long = 451;
 
-/// To a Unix socket: `socket` itself is among the [conditions](conditional).
-const CONNECTING: &[c_long] = &[libc::SYS_connect];
-
 /// Opening and making files; Landlock says which.
 const FILES: &[c_long] = &[libc::SYS_flock, libc::SYS_fstatfs, libc::SYS_ftruncate];
 
@@ -269,8 +266,9 @@ fn conditional(role: Role) -> anyhow::Result<Rules> {
         // Limits of this process, which are read and never set.
         rules.insert(libc::SYS_prlimit64, vec![all([is(0, 0), is_zero(2)])?]);
     }
-    if has(CONNECTING) {
-        rules.insert(libc::SYS_socket, each(0, &[libc::AF_UNIX])?);
+    if role == Role::Fleet {
+        // A connection to a member: both ends are ours, and connected to each other.
+        rules.insert(libc::SYS_socketpair, each(0, &[libc::AF_UNIX])?);
     }
     Ok(rules)
 }

@@ -70,6 +70,7 @@ pub(crate) const ATTEMPTS: &[(&str, Attempt)] = &[
     }),
     ("sync", |it| it.open.sync_data()),
     ("unix-socket", |_| socket(AddressFamily::UNIX)),
+    ("socket-pair", |_| UnixStream::pair().map(drop)),
     ("inet-socket", |_| socket(AddressFamily::INET)),
     ("tcp-connect", |_| TcpStream::connect(SocketAddr::from(([127, 0, 0, 1], 9))).map(drop)),
     ("listen", |it| checked(call(libc::SYS_listen, [it.open.as_raw_fd().into(), 1, 0]))),
