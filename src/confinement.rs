@@ -11,7 +11,6 @@ use clap::ValueEnum;
 use pfn_blk::Pagemap;
 use vhost_pmem::{Layered, Window};
 
-use crate::address::Address;
 use crate::cli::{Cli, SandboxArg, SandboxArgs, SeccompArg};
 use crate::sandbox::{Options, Sandbox, Violation};
 use crate::user::User;
@@ -64,14 +63,6 @@ pub(crate) fn lay_out(
     }
     let parent =
         |path: &Path| std::path::absolute(path).map(|path| path.parent().map(Path::to_owned));
-    let metrics = cli.metrics.as_ref().and_then(|metrics| match metrics {
-        Address::Unix(path) => Some(path),
-        Address::Tcp(_) => None,
-    });
-    let sockets = [cli.endpoint.socket_path.as_ref(), cli.control.as_ref(), metrics];
-    for socket in sockets.into_iter().flatten() {
-        parent(socket)?.map_or(Ok(()), |directory| sandbox.allow_removal(&directory))?;
-    }
     for directory in &cli.sandbox.allow_dir {
         sandbox.allow(directory)?;
     }

@@ -1,44 +1,114 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
 
-//! Taking back what was published, by a process that kept the right to.
+//! Taking away what is left at the end, by a process that kept the right to.
 //!
-//! Who publishes a window mounts it where others see it, and gives up that right before a guest
-//! comes. So a second process is left behind, which waits to be told that the window is to go, and
-//! listens to nobody else. If the daemon dies without a word it ends, and leaves all as it is, as
-//! the daemon itself would.
+//! The daemon mounts what it publishes where others see it, and binds sockets in directories of the
+//! host; it gives up all rights to either before a guest comes, so that nobody who takes it over has
+//! them. A second process is left behind, which waits to be told to tidy up, and listens to nothing
+//! else. If the daemon dies without a word it ends, and leaves all as it is, as the daemon itself
+//! would.
 
+use std::ffi::OsString;
 use std::io::{self, Read, Write};
-use std::path::Path;
+use std::path::PathBuf;
 use std::process::{ChildStdin, ChildStdout, Command, Stdio};
-use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
+use std::sync::{Arc, Mutex, PoisonError};
 
 use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
 use tracing::warn;
 use vhost_pmem::Device;
 
+use crate::cli::JanitorArgs;
 use crate::service;
+use crate::socket::Bound;
 
-/// Leaves the withdrawal of what `device` has published, if anything, to a process of its own.
-pub(crate) fn leave_to(device: &Device) -> io::Result<()> {
-    let Some((path, made)) = device.published() else { return Ok(()) };
+/// What the daemon leaves behind unless it takes it away, once, or has it taken away: at the latest
+/// when this is dropped.
+pub(crate) struct Leavings(Mutex<Option<Tidying>>);
+
+/// Who tidies up.
+enum Tidying {
+    /// This process, which keeps its rights. What is published its device takes back.
+    Ourselves(Vec<Bound>),
+    Janitor(ChildStdin, ChildStdout),
+}
+
+impl Leavings {
+    /// Leaves all to this process.
+    pub(crate) fn to_ourselves(sockets: Vec<Bound>) -> Arc<Self> {
+        Arc::new(Self(Mutex::new(Some(Tidying::Ourselves(sockets)))))
+    }
+
+    /// Leaves sockets, and what `device` has published, to a process of its own.
+    pub(crate) fn to_janitor(sockets: Vec<Bound>, device: &Device) -> io::Result<Arc<Self>> {
+        let published = device.published();
+        if sockets.is_empty() && published.is_none() {
+            return Ok(Self::to_ourselves(sockets));
+        }
+        let leavings = match start(&sockets, published.clone()) {
+            Ok((asking, answer)) => Tidying::Janitor(asking, answer),
+            // The next daemon replaces a socket that is left behind.
+            Err(error) if published.is_none() => {
+                warn!(%error, "no process to remove the sockets; they will be left behind");
+                return Ok(Self::to_ourselves(Vec::new()));
+            }
+            Err(error) => {
+                sockets.iter().for_each(Bound::remove);
+                return Err(error);
+            }
+        };
+        let leavings = Arc::new(Self(Mutex::new(Some(leavings))));
+        device.leave_withdrawal_to(leavings.tidying());
+        Ok(leavings)
+    }
+
+    /// What tidies up, for as long as this is there.
+    pub(crate) fn tidying(self: &Arc<Self>) -> impl FnOnce() + Send + 'static + use<> {
+        let leavings = Arc::downgrade(self);
+        move || leavings.upgrade().iter().for_each(|leavings| leavings.tidy())
+    }
+
+    /// Takes all away, if that wasn't done yet.
+    fn tidy(&self) {
+        match self.0.lock().unwrap_or_else(PoisonError::into_inner).take() {
+            Some(Tidying::Ourselves(sockets)) => sockets.iter().for_each(Bound::remove),
+            Some(Tidying::Janitor(asking, answer)) => {
+                if let Err(error) = ask(asking, answer) {
+                    warn!(%error, "what was published, and the sockets, can't be removed");
+                }
+            }
+            None => {}
+        }
+    }
+}
+
+impl Drop for Leavings {
+    fn drop(&mut self) {
+        self.tidy();
+    }
+}
+
+/// Starts the process, with all that it needs to know: nothing is told to it later.
+fn start(
+    sockets: &[Bound],
+    published: Option<(PathBuf, bool)>,
+) -> io::Result<(ChildStdin, ChildStdout)> {
     let mut command = Command::new("/proc/self/exe");
     service::ENVIRONMENT.into_iter().for_each(|variable| _ = command.env_remove(variable));
-    command.arg("--withdraw").arg(path);
-    if made {
-        command.arg("--withdraw-file");
+    command.arg("--janitor");
+    for socket in sockets {
+        command.arg("--remove-socket").arg(socket.argument());
+    }
+    if let Some((path, made)) = published {
+        command.arg("--withdraw").arg(path);
+        command.args(made.then_some("--withdraw-file"));
     }
     let mut child = command.stdin(Stdio::piped()).stdout(Stdio::piped()).spawn()?;
-    let pipes = (child.stdin.take(), child.stdout.take());
-    let (Some(asking), Some(answer)) = pipes else {
-        return Err(io::Error::other("the process has no pipes"));
-    };
-    device.leave_withdrawal_to(move || {
-        if let Err(error) = ask(asking, answer) {
-            warn!(%error, "what was published can't be withdrawn");
-        }
-    });
-    Ok(())
+    match (child.stdin.take(), child.stdout.take()) {
+        (Some(asking), Some(answer)) => Ok((asking, answer)),
+        _ => Err(io::Error::other("the process has no pipes")),
+    }
 }
 
 /// Has it done, and waits until it is.
@@ -48,17 +118,22 @@ fn ask(mut asking: ChildStdin, mut answer: ChildStdout) -> io::Result<()> {
     answer.read_to_end(&mut Vec::new()).map(drop)
 }
 
-/// Withdraws what is published at `path` when it is told to, on standard input.
-pub(crate) fn run(path: &Path, made: bool) -> anyhow::Result<()> {
+/// Tidies up when it is told to, on standard input.
+pub(crate) fn run(args: &JanitorArgs) -> anyhow::Result<()> {
     // These are for the daemon, which says when; they come to all of a terminal's or a unit's.
     for signal in [SIGHUP, SIGINT, SIGTERM] {
         signal_hook::flag::register(signal, Arc::new(AtomicBool::new(false)))?;
     }
+    let parse = |socket: &OsString| Bound::parse(socket);
+    let sockets = args.remove_socket.iter().map(parse).collect::<anyhow::Result<Vec<_>>>()?;
     let mut told = [0];
     match io::stdin().read_exact(&mut told) {
         Err(error) if error.kind() == io::ErrorKind::UnexpectedEof => return Ok(()),
         read => read?,
     }
-    vhost_pmem::unpublish(path, made);
+    if let Some(path) = &args.withdraw {
+        vhost_pmem::unpublish(path, args.withdraw_file);
+    }
+    sockets.iter().for_each(Bound::remove);
     Ok(())
 }

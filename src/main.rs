@@ -41,6 +41,7 @@ use vhost_pmem::{Device, Layered, ServedThread};
 use crate::backing::Backing;
 use crate::cli::{Cli, Command, ControlArgs, MergeArgs};
 use crate::control::{Clients, Operator, OwnProcess, Request};
+use crate::janitor::Leavings;
 use crate::log::Log;
 use crate::printable::printable_lines;
 use crate::sandbox::Role;
@@ -56,11 +57,11 @@ fn main() -> ExitCode {
     let cli = Cli::parse();
     let log = Log::of(&cli);
     log.begin(cli.name.clone());
-    let result = match (&cli.command, &cli.config, &cli.withdraw) {
+    let result = match (&cli.command, &cli.config, cli.janitor.janitor) {
         (Some(command), ..) => operate(command),
         (None, Some(config), _) => fleet::run(config, &cli, log),
-        (None, None, Some(path)) => janitor::run(path, cli.withdraw_file),
-        (None, None, None) => serve(&cli),
+        (None, None, true) => janitor::run(&cli.janitor),
+        (None, None, false) => serve(&cli),
     };
     match result {
         Ok(()) => ExitCode::SUCCESS,
@@ -150,11 +151,13 @@ fn serve(cli: &Cli) -> anyhow::Result<()> {
             debug!(%error, "no user namespace; served windows take the right to mount");
         }
     }
-    let endpoint = Endpoint::open(&cli.endpoint, confinement::options(&cli.sandbox))?;
+    let mut endpoint = Endpoint::open(&cli.endpoint, confinement::options(&cli.sandbox))?;
     let publish = cli.backing.publish.as_deref();
     let user = cli.sandbox.user;
-    let control = cli.control.as_deref().map(|path| Endpoint::control(path, user)).transpose()?;
-    let metrics = cli.metrics.as_ref().map(|at| metrics::Listener::open(at, user)).transpose()?;
+    let mut control =
+        cli.control.as_deref().map(|path| Endpoint::control(path, user)).transpose()?;
+    let mut metrics =
+        cli.metrics.as_ref().map(|at| metrics::Listener::open(at, user)).transpose()?;
     let Backing { region, stores, mirrors, snapshots, overlay, cows } =
         backing::open(&cli.backing)?;
     let nr_pages = region.nr_pages();
@@ -177,12 +180,13 @@ fn serve(cli: &Cli) -> anyhow::Result<()> {
     for store in stores.iter().map(|pagemap| pagemap.store()).filter(|one| !one.is_persistent()) {
         warn!(store = store.name(), "in memory: all that is flushed is lost without power");
     }
-    if sandbox.ends_mounting() {
-        janitor::leave_to(&device).context("cannot leave the unpublishing to a process")?;
-    }
-    let sockets = || {
-        let sockets = [&endpoint, &control].into_iter().map(Option::as_ref);
-        sockets.chain([metrics.as_ref().and_then(metrics::Listener::endpoint)]).flatten()
+    let sockets = [&mut endpoint, &mut control].map(|one| one.as_mut().and_then(Endpoint::leave));
+    let metrics_socket = metrics.as_mut().and_then(metrics::Listener::leave);
+    let sockets = sockets.into_iter().chain([metrics_socket]).flatten().collect();
+    let leavings = match sandbox.ends_tidying() {
+        false => Leavings::to_ourselves(sockets),
+        true => Leavings::to_janitor(sockets, &device)
+            .context("cannot leave the unpublishing to a process")?,
     };
     sandbox.leave_the_host();
     let mut clients = Vec::new();
@@ -224,9 +228,8 @@ fn serve(cli: &Cli) -> anyhow::Result<()> {
         }
     }
     resync::begin(mirrors, sandbox.pass(Role::Resync)).context("cannot begin to resync")?;
-    let unlink: Vec<_> = sockets().map(Endpoint::unlinker).collect();
-    let tidy = || unlink.into_iter().for_each(|unlink| unlink());
-    shutdown::on_signal(Arc::clone(&device), sandbox.pass(Role::Signals), tidy)
+    let pass = sandbox.pass(Role::Signals);
+    shutdown::on_signal(Arc::clone(&device), pass, leavings.tidying())
         .context("cannot set up signals")?;
     backing::warn_of_tail(device.window(), nr_pages, &cli.backing);
     let window = backing::describe(device.window(), nr_pages);

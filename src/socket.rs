@@ -2,16 +2,19 @@
 
 //! The socket that frontends connect to.
 
+use std::ffi::{OsStr, OsString};
 use std::fmt;
 use std::fs::{self, File};
 use std::io;
 use std::os::fd::{FromRawFd, OwnedFd, RawFd};
+use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::{FileTypeExt, MetadataExt};
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, bail};
-use rustix::fs::{FlockOperation, Mode};
+use rustix::fs::{AtFlags, FlockOperation, Mode, OFlags};
+use rustix::io::FdFlags;
 use tracing::info;
 
 use crate::cli::EndpointArgs;
@@ -24,8 +27,51 @@ pub(crate) struct Endpoint {
     listener: UnixListener,
     /// Whether there will be but one: the socket was inherited connected.
     single: bool,
-    /// The path that was bound, and the inode that makes it ours.
-    bound: Option<(PathBuf, u64)>,
+    path: Option<PathBuf>,
+    /// What was bound, until somebody else sees to its removal.
+    bound: Option<Bound>,
+}
+
+/// A socket's place among files, and the inode that makes it ours.
+pub(crate) struct Bound {
+    path: PathBuf,
+    /// Where it is, wherever the path may lead by then.
+    directory: OwnedFd,
+    inode: u64,
+}
+
+impl Bound {
+    fn new(path: &Path, inode: u64) -> io::Result<Self> {
+        let path = std::path::absolute(path)?;
+        let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
+        let directory = rustix::fs::open(directory_of(&path), flags, Mode::empty())?;
+        Ok(Self { path, directory, inode })
+    }
+
+    /// All that another process needs to know of it.
+    pub(crate) fn argument(&self) -> OsString {
+        let mut argument = OsString::from(format!("{}:", self.inode));
+        argument.push(&self.path);
+        argument
+    }
+
+    /// The other process' part.
+    pub(crate) fn parse(argument: &OsStr) -> anyhow::Result<Self> {
+        let bytes = argument.as_bytes();
+        let colon = bytes.iter().position(|byte| *byte == b':').context("no inode")?;
+        let inode = std::str::from_utf8(&bytes[..colon])?.parse()?;
+        Ok(Self::new(Path::new(OsStr::from_bytes(&bytes[colon + 1..])), inode)?)
+    }
+
+    /// Removes it, unless another process has made the path its own. Left behind it would only be
+    /// stale.
+    pub(crate) fn remove(&self) {
+        let Some(name) = self.path.file_name() else { return };
+        let found = rustix::fs::statat(&self.directory, name, AtFlags::SYMLINK_NOFOLLOW);
+        if found.is_ok_and(|found| found.st_ino == self.inode) {
+            let _ = rustix::fs::unlinkat(&self.directory, name, AtFlags::empty());
+        }
+    }
 }
 
 impl Endpoint {
@@ -61,30 +107,22 @@ impl Endpoint {
         self.listener.try_clone()
     }
 
-    /// What takes the socket's path away, unless another process has made it its own. Dropping
-    /// the endpoint does so, too.
-    pub(crate) fn unlinker(&self) -> impl FnOnce() + Send + 'static + use<> {
-        let bound = self.bound.clone();
-        move || {
-            let Some((path, inode)) = bound else { return };
-            if fs::symlink_metadata(&path).is_ok_and(|found| found.ino() == inode) {
-                // Left behind it would only be stale.
-                let _ = fs::remove_file(path);
-            }
-        }
+    /// What is to be removed at the end, for others to do: dropping the endpoint doesn't any more.
+    pub(crate) fn leave(&mut self) -> Option<Bound> {
+        self.bound.take()
     }
 }
 
 impl Drop for Endpoint {
     fn drop(&mut self) {
-        self.unlinker()();
+        self.bound.iter().for_each(Bound::remove);
     }
 }
 
 impl fmt::Display for Endpoint {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match &self.bound {
-            Some((path, _)) => path.display().fmt(f),
+        match &self.path {
+            Some(path) => path.display().fmt(f),
             None => f.write_str("inherited"),
         }
     }
@@ -98,7 +136,15 @@ fn bind(path: &Path, user: Option<User>) -> anyhow::Result<Endpoint> {
     };
     let listener = owned_by(user, bind)??;
     let inode = fs::symlink_metadata(path)?.ino();
-    Ok(Endpoint { listener, single: false, bound: Some((path.to_owned(), inode)) })
+    let bound = Some(Bound::new(path, inode)?);
+    Ok(Endpoint { listener, single: false, path: Some(path.to_owned()), bound })
+}
+
+fn directory_of(path: &Path) -> &Path {
+    match path.parent() {
+        Some(parent) if !parent.as_os_str().is_empty() => parent,
+        _ => Path::new("."),
+    }
 }
 
 /// Binds a path that exists, if it is a socket that nobody listens on any more.
@@ -107,11 +153,7 @@ fn replace_stale(path: &Path) -> anyhow::Result<UnixListener> {
         bail!("there is a file of that name, and it isn't a socket");
     }
     // Two daemons that find the same stale socket must not unlink each other's new one.
-    let directory = match path.parent() {
-        Some(parent) if !parent.as_os_str().is_empty() => parent,
-        _ => Path::new("."),
-    };
-    let directory = File::open(directory).context("cannot open its directory")?;
+    let directory = File::open(directory_of(path)).context("cannot open its directory")?;
     rustix::fs::flock(&directory, FlockOperation::LockExclusive)?;
     match UnixStream::connect(path) {
         Ok(_) => bail!("another process listens there"),
@@ -136,10 +178,12 @@ fn inherit(fd: RawFd, sandbox: Options) -> anyhow::Result<Endpoint> {
     // and whoever started this process handed it over by naming it; this runs once, before
     // anything else in the process opens an fd that could have its number.
     let fd = unsafe { OwnedFd::from_raw_fd(fd) };
+    // Not for the processes that this one starts: a frontend is to see it end.
+    rustix::io::fcntl_setfd(&fd, FdFlags::CLOEXEC)?;
     let (listener, single) = match rustix::net::sockopt::socket_acceptconn(&fd) {
         Ok(true) => (fd.into(), false),
         Ok(false) => (relay::listen(fd.into(), sandbox)?, true),
         Err(_) => bail!("not a socket"),
     };
-    Ok(Endpoint { listener, single, bound: None })
+    Ok(Endpoint { listener, single, path: None, bound: None })
 }

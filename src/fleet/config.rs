@@ -27,17 +27,19 @@ pub(super) struct Config {
 }
 
 /// Options of the command line that are no device's.
-const NOT_A_DEVICES: [&str; 12] = [
+const NOT_A_DEVICES: [&str; 14] = [
     "config",
     "control",
     "end-with-parent",
     "fd",
     "help",
+    "janitor",
     "log-format",
     "log-level",
     "metrics",
     "name",
     "print-capabilities",
+    "remove-socket",
     "withdraw",
     "withdraw-file",
 ];

@@ -21,7 +21,7 @@ use crate::address::Address;
 use crate::cli::EndpointArgs;
 use crate::control::{OwnProcess, Report};
 use crate::sandbox::{Options, Pass};
-use crate::socket::Endpoint;
+use crate::socket::{Bound, Endpoint};
 use crate::user::User;
 
 /// How many clients are borne with at once; the one that came first goes for another.
@@ -60,10 +60,10 @@ impl Listener {
         }
     }
 
-    /// The endpoint of a Unix socket.
-    pub(crate) fn endpoint(&self) -> Option<&Endpoint> {
+    /// What is to be removed of a Unix socket at the end, for others to do.
+    pub(crate) fn leave(&mut self) -> Option<Bound> {
         match self {
-            Self::Unix(endpoint) => Some(endpoint),
+            Self::Unix(endpoint) => endpoint.leave(),
             Self::Tcp(_) => None,
         }
     }

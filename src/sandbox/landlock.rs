@@ -24,29 +24,18 @@ const NEWEST: ABI = ABI::V6;
 pub(super) enum Reach {
     /// It opens nothing.
     Nothing,
-    /// It takes sockets away.
-    Removal,
-    /// It makes, opens and removes files, too.
+    /// It makes, opens and removes files.
     Files,
 }
 
-/// Directories, open since before any of this.
+/// Directories that files may be made, opened and removed in; open since before any of this.
 #[derive(Debug, Default)]
-pub(super) struct Paths {
-    files: Vec<PathFd>,
-    removal: Vec<PathFd>,
-}
+pub(super) struct Paths(Vec<PathFd>);
 
 impl Paths {
-    /// Files may be made, opened and removed there.
     pub(super) fn allow(&mut self, directory: &Path) -> anyhow::Result<()> {
-        self.files.push(open(directory)?);
-        Ok(())
-    }
-
-    /// Files may be removed there.
-    pub(super) fn allow_removal(&mut self, directory: &Path) -> anyhow::Result<()> {
-        self.removal.push(open(directory)?);
+        let shown = directory.display();
+        self.0.push(PathFd::new(directory).with_context(|| format!("cannot open {shown}"))?);
         Ok(())
     }
 
@@ -57,15 +46,9 @@ impl Paths {
             | AccessFs::MakeReg
             | AccessFs::RemoveFile
             | AccessFs::Truncate;
-        let (files_are, removal_is) = (reach == Reach::Files, reach != Reach::Nothing);
-        let files = self.files.iter().map(move |one| (one, files)).filter(move |_| files_are);
-        let removal = self.removal.iter().map(|one| (one, AccessFs::RemoveFile.into()));
-        files.chain(removal.filter(move |_| removal_is))
+        let paths = self.0.iter().filter(move |_| reach == Reach::Files);
+        paths.map(move |one| (one, files))
     }
-}
-
-fn open(directory: &Path) -> anyhow::Result<PathFd> {
-    PathFd::new(directory).with_context(|| format!("cannot open {}", directory.display()))
 }
 
 /// Lets this thread reach no further than `reach`, among `paths`, and `file`, which it may open again.

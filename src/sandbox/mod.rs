@@ -94,20 +94,15 @@ impl Sandbox {
         Ok(())
     }
 
-    /// Lets the threads that end the daemon remove files, such as sockets, from `directory`.
-    pub(crate) fn allow_removal(&mut self, directory: &Path) -> anyhow::Result<()> {
-        self.paths.allow_removal(directory)
-    }
-
     /// Whether files, rights and namespaces stay as they are.
     pub(crate) fn is_open(&self) -> bool {
         self.options.open
     }
 
-    /// Whether who has entered can't unmount any more.
-    pub(crate) fn ends_mounting(&self) -> bool {
+    /// Whether a thread that has entered can't remove sockets, or unmount, any more.
+    pub(crate) fn ends_tidying(&self) -> bool {
         let Options { user, open, violation } = &self.options;
-        !open || user.is_some() || *violation == Some(Violation::Kill)
+        !open || user.is_some() || violation.is_some()
     }
 
     /// What to do about a file that can't be opened.

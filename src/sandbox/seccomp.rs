@@ -45,13 +45,13 @@ impl Role {
     /// All that a thread of this role may call, whatever the arguments.
     fn calls(self) -> impl Iterator<Item = &'static [c_long]> {
         let own: &[&[c_long]] = match self {
-            Self::Device => &[STORES, FRONTENDS, MESSAGES, REMOVAL],
+            Self::Device => &[STORES, FRONTENDS, MESSAGES],
             Self::Worker | Self::Resync => &[STORES, LABELS],
             Self::Layers => &[STORES, LABELS, FILES, REMOVAL],
             Self::Relay => &[MESSAGES],
             Self::Operator => &[STORES, LABELS, FILES, REMOVAL, MESSAGES, FIGURES],
             Self::Metrics => &[STORES, MESSAGES, FIGURES],
-            Self::Signals => &[STORES, WAKING, REMOVAL],
+            Self::Signals => &[STORES, WAKING],
             Self::Fleet => &[MESSAGES, FIGURES],
         };
         [ALWAYS].into_iter().chain(own.iter().copied())
@@ -61,10 +61,13 @@ impl Role {
     pub(super) fn reach(self) -> Reach {
         match self {
             Self::Layers | Self::Operator => Reach::Files,
-            Self::Device | Self::Signals => Reach::Removal,
-            Self::Worker | Self::Relay | Self::Metrics | Self::Resync | Self::Fleet => {
-                Reach::Nothing
-            }
+            Self::Device
+            | Self::Worker
+            | Self::Relay
+            | Self::Metrics
+            | Self::Signals
+            | Self::Resync
+            | Self::Fleet => Reach::Nothing,
         }
     }
 }

@@ -60,7 +60,7 @@ type Attempt = fn(&Prepared) -> io::Result<()>;
 pub(crate) const ATTEMPTS: &[(&str, Attempt)] = &[
     ("read-outside", |it| File::open(it.dir.join("outside/file")).map(drop)),
     ("make-file", |it| File::create_new(it.dir.join("files/new")).map(drop)),
-    ("remove-socket", |it| fs::remove_file(it.dir.join("sockets/file"))),
+    ("remove-file", |it| fs::remove_file(it.dir.join("files/file"))),
     ("remove-outside", |it| fs::remove_file(it.dir.join("outside/file"))),
     ("rename", |it| fs::rename(it.dir.join("files/file"), it.dir.join("files/other"))),
     ("chmod", |it| {

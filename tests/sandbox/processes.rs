@@ -117,6 +117,37 @@ fn window_is_not_published_on_a_file_of_somebody_elses() {
     }
 }
 
+/// By a process that kept the right to, as the daemon has neither that nor the path any more.
+#[test]
+fn sockets_are_removed_from_where_they_were_bound_and_nothing_else_is() {
+    let dir = tempfile::tempdir().unwrap();
+    fs::set_permissions(&dir, fs::Permissions::from_mode(0o755)).unwrap();
+    let (run, file) = (dir.path().join("run"), dir.path().join("file"));
+    fs::create_dir(&run).unwrap();
+    let mut command = Command::new(DAEMON);
+    command.args(["--size", "1M", "--file"]).arg(file).current_dir(&run);
+    command.args(["--socket-path", "socket", "--control", "control", "--metrics", "unix:metrics"]);
+    if geteuid().is_root() {
+        // Who may not write the directory.
+        command.args(["--user", "65534:65534"]);
+    }
+    let (daemon, log) = start(command, "waiting for a frontend", 1);
+    assert_eq!(fs::read_dir(&run).unwrap().count(), 3, "{log:?}");
+    // One was replaced, and the path leads elsewhere.
+    fs::remove_file(run.join("control")).unwrap();
+    fs::write(run.join("control"), "another's").unwrap();
+    let moved = dir.path().join("moved");
+    fs::rename(&run, &moved).unwrap();
+    fs::create_dir(&run).unwrap();
+    fs::write(run.join("socket"), "another's").unwrap();
+    end(daemon);
+    let left = |dir: &Path| -> Vec<_> {
+        fs::read_dir(dir).unwrap().map(|entry| entry.unwrap().file_name()).collect()
+    };
+    assert_eq!(left(&moved), ["control"]);
+    assert_eq!(left(&run), ["socket"]);
+}
+
 #[test]
 fn user_takes_root() {
     if !is_root() {
@@ -148,7 +179,11 @@ fn fleet_hands_its_sandbox_on_to_members_that_have_none_of_their_own() {
     let mut command = Command::new(DAEMON);
     command.arg("--config").arg(config).arg("--control").arg(control);
     command.args(["--user", "65534:65534"]);
+    let scratch = tempfile::tempdir().unwrap();
+    command.env("TMPDIR", scratch.path()).env_remove("RUNTIME_DIRECTORY");
     let (fleet, log) = start(command, "waiting for a frontend", 2);
+    // Operators reach a device through the fleet alone: no process has a socket of another's.
+    assert_eq!(fs::read_dir(&scratch).unwrap().count(), 0);
     let process = |name: &str| -> u32 {
         let line = log.iter().find(|line| line.contains(&format!("device=\"{name}\""))).unwrap();
         line.split_once("pid=").unwrap().1.trim().parse().unwrap()
