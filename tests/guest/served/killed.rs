@@ -42,7 +42,7 @@ fn mirror_killed_under_load_keeps_what_was_synced_on_both_legs(filesystem: Files
     let table = format!("0 {SECTORS} mirror disk 3 {} 1024 nosync 2 {legs}", word(&log));
     let daemon = kill_rounds(&lab, filesystem, || serve_table(&dir, &table));
     // A guest has come and gone since it began, if there was anything to begin.
-    if daemon.log().contains("mirror: copying") {
+    if daemon.log().contains("mirror: comparing") {
         daemon.wait_until_logged("mirror: all legs are the same").unwrap();
     }
     let (status, log) = daemon.terminate().unwrap();

@@ -108,6 +108,9 @@ fn mirror_hint(error: &InvalidMirror) -> &'static str {
         InvalidMirror::Metadata(InvalidMetadata::Mismatch { .. }) => {
             "; after a mirror has grown, fill the log with zeroes, to have the legs compared"
         }
+        InvalidMirror::Metadata(
+            InvalidMetadata::Header | InvalidMetadata::HeaderLost | InvalidMetadata::Version(_),
+        ) => "; fill the log with zeroes, to have the legs compared",
         InvalidMirror::NewWithout(_) => "; create it, with the size it is to have",
         InvalidMirror::Label { .. } => "; run vhost-pmemd unmark on it, to have it copied to",
         InvalidMirror::OfAnother { .. } | InvalidMirror::Copied { .. } => {
