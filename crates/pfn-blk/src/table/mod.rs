@@ -2,6 +2,7 @@
 
 //! Tables: targets one behind another, and the text that describes them.
 
+mod hint;
 mod open;
 mod text;
 mod words;

@@ -9,16 +9,17 @@ use std::sync::Arc;
 use thiserror::Error;
 use tracing::warn;
 
+use super::hint::{mirror_hint, store_hint, table_hint};
 use super::text::{DeviceSpec, Line, LogSpec, TargetSpec};
-use super::words::{Position, SECTORS_PER_PAGE, Word};
+use super::words::{Position, Word};
 use super::{InvalidTable, Table};
 use crate::page::{InvalidPages, NrPages, Pgoff, PgoffRange};
 use crate::pagemap::Pagemap;
 use crate::space::PfnSpace;
 use crate::store::{Access, FileStore, InvalidStore, Store, origin_mark};
 use crate::target::{
-    ErrorTarget, InvalidLinear, InvalidMetadata, InvalidMirror, InvalidSnapshot, InvalidStriped,
-    Linear, MarkedStore, Mirror, MirrorLog, Origins, Snapshot, Striped, Target, ZeroTarget,
+    ErrorTarget, InvalidLinear, InvalidMirror, InvalidSnapshot, InvalidStriped, Linear,
+    MarkedStore, Mirror, MirrorLog, Origins, Snapshot, Striped, Target, ZeroTarget,
 };
 
 /// Tables of tables may be this deep.
@@ -88,60 +89,6 @@ fn chain(error: &dyn std::error::Error) -> String {
     match error.source() {
         Some(source) => format!("{error}: {}", chain(source)),
         None => error.to_string(),
-    }
-}
-
-fn store_hint(error: &InvalidStore) -> &'static str {
-    match error {
-        InvalidStore::Missing => "; create it, with the size it is to have",
-        InvalidStore::Directory | InvalidStore::NoPages => "; name a file or a block device",
-        InvalidStore::Size(_) => "; grow it, which loses nothing",
-        InvalidStore::Busy => "; unmount it",
-        InvalidStore::Origin(_) => "; put a snapshot of it with that store in its place, or merge",
-        InvalidStore::Locked(_) => "; end that process, or use another file",
-        _ => "",
-    }
-}
-
-fn mirror_hint(error: &InvalidMirror) -> &'static str {
-    match error {
-        InvalidMirror::Metadata(InvalidMetadata::Mismatch { .. }) => {
-            "; after a mirror has grown, fill the log with zeroes, to have the legs compared"
-        }
-        InvalidMirror::Metadata(
-            InvalidMetadata::Header | InvalidMetadata::HeaderLost | InvalidMetadata::Version(_),
-        ) => "; fill the log with zeroes, to have the legs compared",
-        InvalidMirror::NewWithout(_) => "; create it, with the size it is to have",
-        InvalidMirror::Label { .. } => "; run vhost-pmemd unmark on it, to have it copied to",
-        InvalidMirror::OfAnother { .. } | InvalidMirror::Copied { .. } => {
-            "; run vhost-pmemd unmark on the one to be copied to, which loses what is on it"
-        }
-        InvalidMirror::Diverged { .. } => {
-            "; run vhost-pmemd unmark on the one whose changes are to be given up"
-        }
-        InvalidMirror::NoneCurrent => {
-            "; bring one of those back; or give up what it had: run vhost-pmemd unmark on the others, \
-             and fill the log with zeroes, if there is one"
-        }
-        InvalidMirror::LogNewer => {
-            "; bring one of those that had it back; or give up what it had: fill the log with zeroes"
-        }
-        InvalidMirror::LogOfAnother => {
-            "; name its own log, or fill this one with zeroes to have the legs compared"
-        }
-        InvalidMirror::NoLabels => {
-            "; to make a new mirror, copied from its first leg, fill the log with zeroes"
-        }
-        _ => "",
-    }
-}
-
-fn table_hint(error: &InvalidTable) -> String {
-    let start = |page: u64| format!("; let the line start at sector {}", page * SECTORS_PER_PAGE);
-    match error {
-        InvalidTable::Gap { from, .. } => start(*from),
-        InvalidTable::Overlap { to, .. } => start(*to),
-        _ => String::new(),
     }
 }
 
