@@ -9,6 +9,7 @@ use std::sync::Arc;
 use anyhow::bail;
 use clap::ValueEnum;
 use pfn_blk::Pagemap;
+use pfn_blk::table::OpenMirror;
 use vhost_pmem::{Layered, Window};
 
 use crate::cli::{Cli, SandboxArg, SandboxArgs, SeccompArg};
@@ -56,6 +57,7 @@ pub(crate) fn lay_out(
     cli: &Cli,
     content: &Layered,
     stores: &[Arc<Pagemap>],
+    mirrors: &[OpenMirror],
 ) -> anyhow::Result<Sandbox> {
     let mut sandbox = Sandbox::new(options(&cli.sandbox));
     if sandbox.is_open() {
@@ -72,7 +74,12 @@ pub(crate) fn lay_out(
     if (cli.control.is_some() || cli.end_with_parent) && is_served {
         let names = stores.iter().map(|pagemap| PathBuf::from(pagemap.store().name()));
         let files = names.chain(content.cows.iter().cloned()).filter(|path| path.is_file());
-        let directories: BTreeSet<_> = files.filter_map(|path| parent(&path).ok()?).collect();
+        let legs = mirrors.iter().flat_map(|mirror| &mirror.legs).filter(|leg| leg.is_file);
+        // Those that aren't there may come back.
+        let missing = legs.map(|leg| PathBuf::from(&leg.device)).filter(|path| !path.exists());
+        let missing = missing.filter_map(|path| parent(&path).ok()?).filter(|path| path.is_dir());
+        let directories = files.filter_map(|path| parent(&path).ok()?).chain(missing);
+        let directories: BTreeSet<_> = directories.collect();
         directories.iter().try_for_each(|directory| sandbox.allow(directory))?;
     }
     Ok(sandbox)

@@ -163,7 +163,7 @@ fn serve(cli: &Cli) -> anyhow::Result<()> {
     let nr_pages = region.nr_pages();
     let size = ByteSize(nr_pages.bytes());
     let content = Layered { region, cows };
-    let sandbox = Arc::new(confinement::lay_out(cli, &content, &stores)?);
+    let sandbox = Arc::new(confinement::lay_out(cli, &content, &stores, &mirrors)?);
     let own = Arc::clone(&sandbox);
     vhost_pmem::confine_served_threads(move |thread| {
         own.enter(match thread {

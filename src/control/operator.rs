@@ -14,7 +14,7 @@ use anyhow::{Chain, Context, anyhow, bail};
 use pfn_blk::table::OpenMirror;
 use pfn_blk::{
     Access, FileStore, Id, InvalidStore, LegState, MirrorStatus, NrPages, PAGE_SIZE, Pagemap,
-    PfnSpace, Sizing, Snapshot, SnapshotUsage, mark_origin, unmark_origin,
+    PersistError, PfnSpace, Sizing, Snapshot, SnapshotUsage, mark_origin, unmark_origin,
 };
 use rustix::io::Errno;
 use tracing::{info, warn};
@@ -184,7 +184,19 @@ impl Operator {
         }
         let stores = self.stores.iter().map(|pagemap| pagemap.store());
         let written = stores.filter(|store| store.access() == Access::ReadWrite);
-        Ok(written.map(|store| store.fd().try_clone_to_owned()).collect::<Result<_, _>>()?)
+        let written = written.map(|store| store.fd().try_clone_to_owned());
+        // Their fds are in the window's threads only.
+        let since = self.stores_since();
+        let since = since.iter().map(|pagemap| Ok(File::open(pagemap.store().name())?.into()));
+        Ok(written.chain(since).collect::<io::Result<_>>()?)
+    }
+
+    /// The stores that have become mirrors' legs since the start.
+    fn stores_since(&self) -> Vec<Arc<Pagemap>> {
+        let mirrors = self.mirrors();
+        let legs = mirrors.iter().flat_map(|open| open.mirror.leg_stores()).flatten();
+        let is_new = |leg: &Arc<Pagemap>| !self.stores.iter().any(|one| Arc::ptr_eq(one, leg));
+        legs.filter(is_new).collect()
     }
 
     fn mirrors(&self) -> Vec<OpenMirror> {
@@ -196,34 +208,46 @@ impl Operator {
         if mirrors.is_empty() {
             bail!("there is no mirror");
         }
-        Ok(self.device.run_in_window(move || mirrors.iter().for_each(resync::bring_up))?)
+        let done = self.device.run_in_window(move || resync::bring_up(&mirrors))?;
+        done.map_err(|error| self.advise(error))
     }
 
     fn replace(&self, leg: &str, path: &Path) -> anyhow::Result<()> {
         let mirrors = self.mirrors();
-        let (at, leg) = resync::find(&mirrors, leg)?;
-        let (open, with) = (mirrors[at].clone(), path.to_owned());
-        let done = self.device.run_in_window(move || resync::replace(&open, leg, &with))?;
+        let places = resync::find(&mirrors, leg)?;
+        let legs = places.iter().map(|(at, leg)| (mirrors[*at].clone(), *leg));
+        let (legs, with) = (legs.collect::<Vec<_>>(), path.to_owned());
+        let done = self.device.run_in_window(move || resync::replace(&legs, &with))?;
         done.map_err(|error| self.advise(error))?;
         let mut mirrors = self.mirrors.lock().unwrap_or_else(PoisonError::into_inner);
-        mirrors[at].legs[leg].device = path.display().to_string();
-        mirrors[at].legs[leg].is_file = true;
+        for (at, leg) in places {
+            mirrors[at].legs[leg].device = path.display().to_string();
+            mirrors[at].legs[leg].is_file = true;
+        }
         warn!(leg = %path.display(), "a leg is replaced: name it in the table from now on");
         Ok(())
     }
 
     /// Takes failures back, those of the window last: its sync ends in theirs.
     fn clear_failures(&self) -> anyhow::Result<()> {
-        for pagemap in &self.stores {
+        let clear = |pagemap: &Arc<Pagemap>| {
             if pagemap.clear_failure()? {
                 warn!(store = pagemap.store().name(), "failure cleared; flushes may succeed again");
             }
+            Ok::<_, PersistError>(())
+        };
+        self.stores.iter().try_for_each(clear)?;
+        let since = self.stores_since();
+        if !since.is_empty() {
+            let cleared = move || since.iter().try_for_each(clear);
+            self.device.run_in_window(cleared)??;
         }
         Ok(self.device.clear_failures()?)
     }
 
     fn failures(&self) -> Vec<protocol::Failure> {
-        let stores = self.stores.iter().filter_map(|pagemap| Failure::of(pagemap));
+        let since = self.stores_since();
+        let stores = self.stores.iter().chain(&since).filter_map(|pagemap| Failure::of(pagemap));
         let all = stores.chain(self.device.failures());
         all.map(Into::into).collect()
     }

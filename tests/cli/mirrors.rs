@@ -197,3 +197,101 @@ fn replace_of_what_can_not_be_is_refused_and_changes_nothing() {
     assert!(shown.contains("/a healthy") && shown.contains("/b healthy"), "{shown}");
     end(daemon);
 }
+
+#[test]
+fn leg_whose_directory_was_missed_is_back_after_a_resync() {
+    let place = Place::new();
+    for leg in LEGS {
+        fs::create_dir(place.path(&format!("disk-{leg}"))).unwrap();
+        let path = place.path(&format!("disk-{leg}/leg"));
+        File::create(path).unwrap().set_len(SIZE).unwrap();
+    }
+    let line = "0 2048 mirror core 1 64 2 @/disk-a/leg 0 @/disk-b/leg 0\n";
+    fs::write(place.path("table"), place.expand(line)).unwrap();
+    let Some(daemon) = Publisher::start(&place, SERVE) else { return };
+    flush(&place, 1);
+    end(daemon);
+    take_away(&place, "disk-b/leg");
+    let daemon = restart(&place);
+    flush(&place, 2);
+    fs::rename(place.path("elsewhere"), place.path("disk-b/leg")).unwrap();
+    let shown = ask(&place, "resync");
+    assert!(shown.contains("/disk-b/leg healthy"), "{shown}");
+    end(daemon);
+    assert_eq!(first(&place, "disk-b/leg"), 2);
+}
+
+#[test]
+fn leg_that_went_on_by_itself_is_refused_by_a_resync() {
+    let place = Place::new();
+    let Some(daemon) = mirror(&place, LOGS[1]) else { return };
+    end(daemon);
+    take_away(&place, "b");
+    let daemon = restart(&place);
+    flush(&place, 2);
+    let alone = "--publish @/alone --file @/elsewhere";
+    let other = Publisher::start(&place, alone).unwrap();
+    end(other);
+    fs::rename(place.path("elsewhere"), place.path("b")).unwrap();
+    let output = place.run("resync --control @/control");
+    let said = String::from_utf8(output.stderr).unwrap();
+    assert!(said.contains("it was written without the mirror, and differs"), "{said}");
+    assert!(!output.status.success());
+    assert!(ask(&place, "status").contains("/b missing"));
+    assert!(place.run("unmark @/b").status.success());
+    let shown = ask(&place, "resync");
+    assert!(shown.contains("/b healthy"), "{shown}");
+    end(daemon);
+    assert_eq!(first(&place, "b"), 2);
+}
+
+#[test]
+fn leg_that_two_mirrors_share_is_replaced_in_both() {
+    let place = Place::new();
+    for leg in ["a", "b", "new"] {
+        File::create(place.path(leg)).unwrap().set_len(2 * SIZE).unwrap();
+    }
+    let lines = "0 2048 mirror core 1 64 2 @/a 0 @/b 0\n\
+                 2048 2048 mirror core 1 64 2 @/a 2048 @/b 2048\n";
+    fs::write(place.path("table"), place.expand(lines)).unwrap();
+    let Some(daemon) = Publisher::start(&place, SERVE) else { return };
+    let pages = |name: &str| {
+        let file = File::open(place.path(name)).unwrap();
+        [0, SIZE].map(|at| {
+            let mut byte = [0];
+            file.read_exact_at(&mut byte, at).unwrap();
+            byte[0]
+        })
+    };
+    let window = File::options().write(true).open(place.path("window")).unwrap();
+    for (at, byte) in [(0, 1), (SIZE, 2)] {
+        window.write_all_at(&[byte; 4096], at).unwrap();
+    }
+    window.sync_data().unwrap();
+    let shown = ask(&place, "replace @/b @/new");
+    assert_eq!(shown.matches("/new healthy").count(), 2, "{shown}");
+    assert_eq!(pages("new"), [1, 2]);
+    // Under the same path, too.
+    fs::remove_file(place.path("new")).unwrap();
+    File::create(place.path("new")).unwrap().set_len(2 * SIZE).unwrap();
+    let shown = ask(&place, "resync");
+    assert_eq!(shown.matches("/new healthy").count(), 2, "{shown}");
+    assert_eq!(pages("new"), [1, 2]);
+    drop(window);
+    end(daemon);
+}
+
+#[test]
+fn snapshot_marks_a_leg_that_was_replaced() {
+    let place = Place::new();
+    let Some(daemon) = mirror(&place, LOGS[0]) else { return };
+    File::create(place.path("new")).unwrap().set_len(SIZE).unwrap();
+    ask(&place, "replace @/b @/new");
+    ask(&place, "snapshot @/cow");
+    end(daemon);
+    place.refuses(
+        "--publish @/window --file @/new --log-level off",
+        "cannot serve @/new: a snapshot was taken of it, and its changes since are in @/cow; serve \
+         it with that as its --overlay, or merge",
+    );
+}

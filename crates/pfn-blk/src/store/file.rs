@@ -7,6 +7,7 @@ use std::io::{self, Seek, SeekFrom};
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
 use std::os::unix::fs::{FileExt, FileTypeExt, MetadataExt};
 use std::path::Path;
+use std::time::UNIX_EPOCH;
 
 use rustix::fs::{AtFlags, FileType, FlockOperation, FsWord, Mode, OFlags, StatxFlags};
 use rustix::io::Errno;
@@ -296,10 +297,17 @@ impl Store for FileStore {
         attribute::names(&self.file)
     }
 
-    fn inode(&self) -> io::Result<u64> {
+    fn identity(&self) -> io::Result<u64> {
         let metadata = self.file.metadata()?;
-        // That of a device node says nothing about the device.
-        Ok(if metadata.is_file() { metadata.ino() } else { 0 })
+        if !metadata.is_file() {
+            // What a device node is says nothing about the device.
+            return Ok(0);
+        }
+        // The first files of two new filesystems have one number, and are not made at one time.
+        let created = metadata.created().ok();
+        let since = created.and_then(|time| time.duration_since(UNIX_EPOCH).ok());
+        let nanos = since.map_or(0, |since| since.as_nanos() as u64);
+        Ok((metadata.ino().rotate_left(32) ^ nanos).max(1))
     }
 }
 

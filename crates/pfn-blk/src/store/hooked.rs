@@ -107,8 +107,8 @@ where
         self.store.attributes()
     }
 
-    fn inode(&self) -> io::Result<u64> {
-        self.store.inode()
+    fn identity(&self) -> io::Result<u64> {
+        self.store.identity()
     }
 }
 

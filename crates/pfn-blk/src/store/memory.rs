@@ -88,7 +88,7 @@ impl Store for MemoryStore {
         Ok(lock(&self.attributes).keys().cloned().collect())
     }
 
-    fn inode(&self) -> io::Result<u64> {
+    fn identity(&self) -> io::Result<u64> {
         Ok(0)
     }
 }

@@ -72,6 +72,6 @@ pub trait Store: fmt::Debug + Send + Sync {
     fn set_attribute(&self, name: &str, value: Option<&[u8]>) -> io::Result<()>;
     /// The names of all notes. `Unsupported` where none can be kept.
     fn attributes(&self) -> io::Result<Vec<String>>;
-    /// What tells the file from a copy of it that has its notes: an inode's number. 0 if nothing does.
-    fn inode(&self) -> io::Result<u64>;
+    /// What tells the file from a copy of it that has its notes. 0 if nothing does.
+    fn identity(&self) -> io::Result<u64>;
 }

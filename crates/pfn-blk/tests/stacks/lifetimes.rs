@@ -182,7 +182,7 @@ fn no_pfn_is_handed_out_twice_in_a_million_rounds() {
         fn attributes(&self) -> std::io::Result<Vec<String>> {
             Ok(Vec::new())
         }
-        fn inode(&self) -> std::io::Result<u64> {
+        fn identity(&self) -> std::io::Result<u64> {
             Ok(0)
         }
     }

@@ -12,7 +12,7 @@ use std::time::Duration;
 use pfn_blk::LegState::{Failed, Healthy, Recovering};
 use pfn_blk::{
     Access, BioError, FileStore, HookedStore, InSync, InvalidMirror, LegState, MemoryStore, Mirror,
-    MirrorLog, Pagemap, PfnSpace, Pgoff, Region, StoreOperation, Target,
+    MirrorLog, Pagemap, PfnSpace, Pgoff, Region, ReplaceError, StoreOperation, Target,
 };
 
 use crate::model::{fill, range};
@@ -410,6 +410,33 @@ fn resync_makes_way_for_a_leg_that_is_replaced() {
     is_done.recv().unwrap().unwrap();
     assert_eq!(mirror.resync().unwrap().legs, [Healthy, Healthy]);
     assert!(read(&*parts.legs[0].pagemap) == read(&*spare.legs[0].pagemap));
+}
+
+#[test]
+fn resync_goes_on_while_a_leg_that_can_not_be_replaced_is_refused() {
+    let (parts, spare) = (Parts::new(), Parts::new());
+    let [one, _] = parts.controls();
+    let (mirror, region) = parts.open(InSync::No);
+    write(&region, 3, 8).unwrap();
+    let (replacing, new) = (Arc::clone(&mirror), Arc::clone(&spare.legs[0].pagemap));
+    let (done, is_done) = std::sync::mpsc::channel();
+    one.meanwhile(Kind::Read, move || {
+        thread::spawn(move || done.send(replacing.replace(0, new as _, Pgoff::ZERO)));
+        thread::sleep(Duration::from_millis(500));
+    });
+    assert_eq!(mirror.resync().unwrap().legs, [Healthy, Healthy]);
+    let refused = is_done.recv().unwrap();
+    assert!(matches!(refused, Err(ReplaceError::LastHealthy)), "{refused:?}");
+}
+
+#[test]
+fn resync_of_what_was_opened_leaves_a_leg_that_was_replaced_alone() {
+    let (parts, spare) = (Parts::new(), Parts::new());
+    let (mirror, _) = parts.open(InSync::Yes);
+    assert_eq!(mirror.resync_as_opened().unwrap().legs, [Healthy, Healthy]);
+    mirror.replace(1, Arc::clone(&spare.legs[0].pagemap) as _, Pgoff::ZERO).unwrap();
+    assert!(matches!(mirror.resync_as_opened(), Err(BioError::Interrupted)));
+    assert_eq!(mirror.resync().unwrap().legs, [Healthy, Healthy]);
 }
 
 #[test]

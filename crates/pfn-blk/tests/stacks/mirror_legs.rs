@@ -654,7 +654,7 @@ impl Store for NoNotes {
     fn attributes(&self) -> std::io::Result<Vec<String>> {
         Err(std::io::ErrorKind::Unsupported.into())
     }
-    fn inode(&self) -> std::io::Result<u64> {
+    fn identity(&self) -> std::io::Result<u64> {
         Ok(0)
     }
 }

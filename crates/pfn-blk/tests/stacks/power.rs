@@ -285,7 +285,7 @@ impl Store for VolatileStore {
         Ok(switch.disks[self.number].attributes.keys().cloned().collect())
     }
 
-    fn inode(&self) -> io::Result<u64> {
+    fn identity(&self) -> io::Result<u64> {
         Ok(self.number as u64 + 1)
     }
 }

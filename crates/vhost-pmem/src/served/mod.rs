@@ -333,7 +333,7 @@ impl Store for ServedStore {
         Err(io::ErrorKind::Unsupported.into())
     }
 
-    fn inode(&self) -> io::Result<u64> {
+    fn identity(&self) -> io::Result<u64> {
         Ok(0)
     }
 }

@@ -130,15 +130,15 @@ pub(super) struct Label {
     pub(super) members: Members,
     /// The leg's own identity.
     pub(super) leg: U64,
-    /// The inode of the file that it was written to; 0 if nothing tells that from a copy.
-    inode: U64,
+    /// The file that it was written to; 0 if nothing tells that from a copy.
+    file: U64,
     /// 1 if the file was about to be written without the mirror then, and else 0.
     alone: U64,
 }
 
 impl Label {
     pub(super) fn new(members: Members, leg: u64) -> Self {
-        Self { members, leg: leg.into(), inode: U64::ZERO, alone: U64::ZERO }
+        Self { members, leg: leg.into(), file: U64::ZERO, alone: U64::ZERO }
     }
 
     pub(super) fn events(&self) -> u64 {
@@ -242,8 +242,8 @@ impl Place {
                 Ok(persist_all(to)?)
             }
             Self::Stores(stores) => stores.iter().try_for_each(|(pagemap, name)| {
-                let inode = inode(pagemap)?.into();
-                let page = metadata::encode(&Label { inode, ..*label });
+                let file = identity(pagemap)?.into();
+                let page = metadata::encode(&Label { file, ..*label });
                 let noted = pagemap.store().set_attribute(name, Some(&page[..SECTOR_BYTES]));
                 noted.map_err(|source| attribute_error(pagemap, Direction::Write, source))
             }),
@@ -253,13 +253,13 @@ impl Place {
 
 /// Whether a label that `pagemap` has is another file's, of which it is a copy.
 fn is_copied(pagemap: &Pagemap, label: &Label) -> Result<bool, BioError> {
-    let inode = inode(pagemap)?;
-    Ok(label.inode != U64::ZERO && inode != 0 && label.inode.get() != inode)
+    let file = identity(pagemap)?;
+    Ok(label.file != U64::ZERO && file != 0 && label.file.get() != file)
 }
 
-fn inode(pagemap: &Pagemap) -> Result<u64, BioError> {
-    let inode = pagemap.store().inode();
-    inode.map_err(|source| attribute_error(pagemap, Direction::Read, source))
+fn identity(pagemap: &Pagemap) -> Result<u64, BioError> {
+    let identity = pagemap.store().identity();
+    identity.map_err(|source| attribute_error(pagemap, Direction::Read, source))
 }
 
 fn read(pagemap: &Pagemap, name: &str) -> Result<Option<Label>, InvalidMetadata> {

@@ -12,7 +12,7 @@ mod roll;
 mod state;
 
 use std::io;
-use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
 
 use rustix::rand::{GetRandomFlags, getrandom};
@@ -90,7 +90,7 @@ pub struct MirrorLog {
 /// label    0 magic "pfnblkLG"   8 version 1   12 CRC-32 of the sector, with zeroes here
 ///         16 mirror   32 events   40 tag   48 16 legs: identity, and the tags of the label that it
 ///            had before, and was given then   432 those that have everything, a bit for each
-///        440 this leg's identity   448 the inode of the file with this label, or 0
+///        440 this leg's identity   448 which file it was written to, or 0
 ///        456 1 if that was written without the mirror
 /// ```
 ///
@@ -159,6 +159,8 @@ pub struct Mirror {
     resyncing: Mutex<()>,
     /// How many legs are about to be replaced, for which a resync ends.
     replacing: AtomicU32,
+    /// Whether any was, since the mirror was opened.
+    is_replaced: AtomicBool,
     /// How many bios there were, for a resync to let them go first.
     bios: AtomicU64,
     _log_claims: Vec<Claim>,
@@ -232,6 +234,7 @@ impl Mirror {
             regions: (0..REGION_LOCKS).map(|_| Mutex::new(())).collect(),
             resyncing: Mutex::new(()),
             replacing: AtomicU32::new(0),
+            is_replaced: AtomicBool::new(false),
             bios: AtomicU64::new(0),
             _log_claims: log_claims,
         })

@@ -3,13 +3,15 @@
 //! Bringing legs up, and putting others in their place.
 
 use std::sync::atomic::Ordering;
-use std::sync::{Arc, PoisonError};
+use std::sync::{Arc, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use tracing::warn;
 
 use super::belief::Found;
+use super::label::Label;
 use super::leg::Leg;
+use super::log::Log;
 use super::{Mirror, MirrorStatus, ReplaceError, States, bit, random};
 use crate::bio::{BioError, BioVec, Buffer};
 use crate::lock::lock;
@@ -31,7 +33,20 @@ impl Mirror {
     /// Bios go on, and go first. After an error the legs that were dropped before are dropped again,
     /// and the call may be repeated.
     pub fn resync(&self) -> Result<MirrorStatus, BioError> {
-        let _one = lock(&self.resyncing);
+        self.resync_alone(&lock(&self.resyncing))
+    }
+
+    /// The same, unless a leg was replaced since the mirror was opened. For a thread that has the fds
+    /// of then only: those of later ones may be other files in its table.
+    pub fn resync_as_opened(&self) -> Result<MirrorStatus, BioError> {
+        let one = lock(&self.resyncing);
+        match self.is_replaced.load(Ordering::SeqCst) {
+            true => Err(BioError::Interrupted),
+            false => self.resync_alone(&one),
+        }
+    }
+
+    fn resync_alone(&self, _one: &MutexGuard<'_, ()>) -> Result<MirrorStatus, BioError> {
         if self.access() == Access::ReadOnly {
             return Err(BioError::ReadOnly { store: "the mirror".to_owned() });
         }
@@ -95,9 +110,6 @@ impl Mirror {
         beneath: Arc<dyn Target>,
         start: Pgoff,
     ) -> Result<(), ReplaceError> {
-        self.replacing.fetch_add(1, Ordering::SeqCst);
-        let _one = lock(&self.resyncing);
-        self.replacing.fetch_sub(1, Ordering::SeqCst);
         if self.access() == Access::ReadOnly || beneath.access() == Access::ReadOnly {
             return Err(ReplaceError::ReadOnly);
         }
@@ -106,26 +118,40 @@ impl Mirror {
         }
         let new = Leg::open(leg, (beneath, start), self.geometry.nr_pages)?;
         let found = new.inspect(leg)?;
+        // Before a resync is interrupted for nothing.
+        self.check_replaced(leg, &found, &mut lock(&self.log))?;
+        self.replacing.fetch_add(1, Ordering::SeqCst);
+        let _one = lock(&self.resyncing);
+        self.replacing.fetch_sub(1, Ordering::SeqCst);
         let mut log = lock(&self.log);
+        let label = self.check_replaced(leg, &found, &mut log)?;
         let states = self.states();
-        if !states.has_other(leg, self.leg_count()) {
-            return Err(ReplaceError::LastHealthy);
-        }
-        let label = match found {
-            Found::Labelled(label) | Found::Copied(label) => {
-                label.check_lost(log.roll().members())?;
-                Some(label)
-            }
-            Found::Blank => None,
-            Found::Missing => return Err(ReplaceError::Unreadable),
-        };
         let id = random().map_err(ReplaceError::Record)?;
         // Whatever its label says: it may be a copy of a leg that was written to since.
         log.differ_everywhere();
         self.record(&mut log, states.without(leg)).map_err(ReplaceError::Record)?;
         log.roll().identify(leg, label.as_ref(), id);
         self.legs.write().unwrap_or_else(PoisonError::into_inner)[leg] = Arc::new(new);
+        self.is_replaced.store(true, Ordering::SeqCst);
         Ok(())
+    }
+
+    /// Checks that what is `found` may take a leg's place. Returns its label.
+    fn check_replaced(
+        &self,
+        leg: usize,
+        found: &Found,
+        log: &mut Log,
+    ) -> Result<Option<Label>, ReplaceError> {
+        if !self.states().has_other(leg, self.leg_count()) {
+            return Err(ReplaceError::LastHealthy);
+        }
+        if *found == Found::Missing {
+            return Err(ReplaceError::Unreadable);
+        }
+        let label = found.label();
+        label.map_or(Ok(()), |label| label.check_lost(log.roll().members()))?;
+        Ok(label)
     }
 
     /// Copies all regions that are stale.
