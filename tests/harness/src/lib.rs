@@ -123,5 +123,5 @@ pub use qemu::{Qemu, Version};
 pub use random::{Random, Rounds};
 pub use store::target_dir;
 pub use vm::Vm;
-pub use volatile::{VolatileDisks, serve_volatile_disks};
+pub use volatile::{Fault, VolatileDisks, serve_volatile_disks};
 pub use workspace::own_program;

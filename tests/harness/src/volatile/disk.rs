@@ -8,8 +8,12 @@ use std::fmt;
 use std::fs::File;
 use std::io;
 use std::ops::AddAssign;
-use std::os::unix::fs::FileExt;
+use std::os::unix::fs::{FileExt, MetadataExt};
 use std::path::Path;
+use std::time::SystemTime;
+
+use rustix::io::Errno;
+use serde::{Deserialize, Serialize};
 
 use super::metadata::{self, Metadata};
 use crate::random::Random;
@@ -19,13 +23,26 @@ pub(super) const SECTOR: usize = 512;
 /// What is lost, kept and reordered by itself.
 const PAGE: usize = 4096;
 
+/// What is wrong with a disk whose power is on.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Fault {
+    /// Writes fail with `ENOSPC`.
+    Full,
+    /// Everything fails with `EIO`.
+    Broken,
+}
+
 /// A medium, and what was written and isn't on it yet.
 #[derive(Debug)]
 pub(super) struct Disk {
     medium: File,
+    inode: u64,
     size: u64,
+    /// When it was written last.
+    modified: SystemTime,
     /// Whether it answers syncs without doing them.
     lies: bool,
+    fault: Option<Fault>,
     /// What was written since the last sync, page by page, the first one first.
     unsynced: Vec<Write>,
     /// What a sector holds for whoever reads it, if that isn't on the medium.
@@ -67,9 +84,27 @@ impl Disk {
     /// The one whose medium is the file at `path`.
     pub(super) fn open(path: &Path, lies: bool) -> io::Result<Self> {
         let medium = File::options().read(true).write(true).open(path)?;
-        let size = medium.metadata()?.len();
-        let (unsynced, seen, metadata) = Default::default();
-        Ok(Self { medium, size, lies, unsynced, seen, metadata })
+        let found = medium.metadata()?;
+        let (inode, size, modified) = (found.ino(), found.len(), found.modified()?);
+        let (fault, unsynced, seen, metadata) = Default::default();
+        Ok(Self { medium, inode, size, modified, lies, fault, unsynced, seen, metadata })
+    }
+
+    pub(super) fn modified(&self) -> SystemTime {
+        self.modified
+    }
+
+    /// That of the medium: no other disk has it for as long as this one is there.
+    pub(super) fn inode(&self) -> u64 {
+        self.inode
+    }
+
+    pub(super) fn set_fault(&mut self, fault: Option<Fault>) {
+        self.fault = fault;
+    }
+
+    fn check_broken(&self) -> io::Result<()> {
+        if self.fault == Some(Fault::Broken) { Err(Errno::IO.into()) } else { Ok(()) }
     }
 
     pub(super) fn size(&self) -> u64 {
@@ -78,6 +113,7 @@ impl Disk {
 
     /// Fills `buffer` with what was written last.
     pub(super) fn read(&self, offset: u64, buffer: &mut [u8]) -> io::Result<()> {
+        self.check_broken()?;
         self.check(offset, buffer.len())?;
         self.medium.read_exact_at(buffer, offset)?;
         if self.seen.is_empty() {
@@ -93,7 +129,12 @@ impl Disk {
 
     /// Takes `data` into the cache.
     pub(super) fn write(&mut self, offset: u64, data: &[u8]) -> io::Result<()> {
+        self.check_broken()?;
+        if self.fault == Some(Fault::Full) {
+            return Err(Errno::NOSPC.into());
+        }
         self.check(offset, data.len())?;
+        self.modified = SystemTime::now();
         for (sector, bytes) in (offset / SECTOR as u64..).zip(data.chunks_exact(SECTOR)) {
             self.seen.insert(sector, bytes.try_into().expect("a sector"));
         }
@@ -110,26 +151,37 @@ impl Disk {
 
     /// Gives it another size.
     pub(super) fn set_len(&mut self, len: u64) -> io::Result<()> {
+        self.check_broken()?;
         if len < self.size || len % PAGE as u64 != 0 {
             return Err(io::ErrorKind::InvalidInput.into());
         }
         self.metadata.set_len(&self.medium, len)?;
+        self.modified = SystemTime::now();
         self.size = len;
         Ok(())
     }
 
     /// An extended attribute, if it has that.
     pub(super) fn attribute(&self, name: &OsStr) -> io::Result<Option<Vec<u8>>> {
+        self.check_broken()?;
         metadata::attribute(&self.medium, name)
+    }
+
+    /// The names of its extended attributes, each with a zero behind it.
+    pub(super) fn attributes(&self) -> io::Result<Vec<u8>> {
+        self.check_broken()?;
+        metadata::names(&self.medium)
     }
 
     /// Sets an extended attribute, or takes it away.
     pub(super) fn set_attribute(&mut self, name: &OsStr, value: Option<&[u8]>) -> io::Result<()> {
+        self.check_broken()?;
         self.metadata.set_attribute(&self.medium, name, value)
     }
 
     /// Makes durable what was written before.
     pub(super) fn sync(&mut self) -> io::Result<()> {
+        self.check_broken()?;
         if self.lies {
             return Ok(());
         }
@@ -138,7 +190,7 @@ impl Disk {
         }
         self.unsynced.clear();
         self.metadata.sync();
-        Ok(())
+        self.medium.set_modified(self.modified)
     }
 
     /// Loses power. The disk may have brought what is in its cache to the medium at any time, in any
@@ -150,6 +202,9 @@ impl Disk {
         if fate > 1 {
             random.shuffle(&mut writes);
         }
+        // Its time is as lost or kept as its pages are.
+        let modified =
+            if random.one_in(2) { self.medium.metadata()?.modified()? } else { self.modified };
         let mut losses = Losses::default();
         for Write { offset, bytes } in writes {
             let (fate, count) = match (fate, random.below(4)) {
@@ -165,6 +220,7 @@ impl Disk {
             }
         }
         self.metadata.lose(&self.medium, random)?;
+        self.medium.set_modified(modified)?;
         Ok(losses)
     }
 
@@ -295,6 +351,23 @@ mod tests {
         }
         assert_eq!(Vec::from_iter(sizes), [1, 2].map(|times| times * (PAGES * PAGE) as u64));
         assert_eq!(Vec::from_iter(values), [None, Some(b"1".to_vec())]);
+    }
+
+    #[test]
+    fn faulty_disk_fails_what_it_must_until_it_is_repaired() {
+        let (mut disk, medium) = disk(false);
+        write_all(&mut disk, 5);
+        disk.set_fault(Some(Fault::Full));
+        assert_eq!(disk.write(0, &[6; PAGE]).unwrap_err().kind(), io::ErrorKind::StorageFull);
+        disk.sync().unwrap();
+        disk.set_fault(Some(Fault::Broken));
+        disk.write(0, &[6; PAGE]).unwrap_err();
+        disk.read(0, &mut [0; PAGE]).unwrap_err();
+        disk.sync().unwrap_err();
+        disk.set_fault(None);
+        disk.write(PAGE as u64, &[7; PAGE]).unwrap();
+        disk.sync().unwrap();
+        assert_eq!([page(&medium, 0), page(&medium, 1)], [[5; PAGE], [7; PAGE]]);
     }
 
     #[test]

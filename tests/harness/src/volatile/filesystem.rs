@@ -31,9 +31,11 @@ pub(super) struct Disks {
     power: Arc<Power>,
     media: PathBuf,
     lying: Vec<String>,
-    /// The number of the disk of a name.
-    numbers: Mutex<BTreeMap<OsString, usize>>,
+    numbers: Numbers,
 }
+
+/// The number of the disk of a name.
+pub(super) type Numbers = Arc<Mutex<BTreeMap<OsString, usize>>>;
 
 impl Disks {
     /// Those of the files in the directory `media`, which are numbered in this order.
@@ -43,11 +45,28 @@ impl Disks {
         lying: Vec<String>,
         names: Vec<OsString>,
     ) -> Self {
-        Self { power, media, lying, numbers: Mutex::new(names.into_iter().zip(0..).collect()) }
+        let numbers = Arc::new(Mutex::new(names.into_iter().zip(0..).collect()));
+        Self { power, media, lying, numbers }
+    }
+
+    /// The names, which change.
+    pub(super) fn shared_numbers(&self) -> Numbers {
+        Arc::clone(&self.numbers)
     }
 
     fn numbers(&self) -> MutexGuard<'_, BTreeMap<OsString, usize>> {
         self.numbers.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// The inode of a disk, as that of its medium: what is noted of that is true when the medium is
+    /// used without us.
+    fn inode(&self, number: usize) -> INodeNo {
+        INodeNo(self.power.read(number, Disk::inode))
+    }
+
+    /// The number of the disk that is this inode; the root is none.
+    fn number(&self, inode: INodeNo) -> Option<usize> {
+        self.power.find(|disk| disk.inode() == inode.0)
     }
 
     fn create(&self, name: &OsStr) -> io::Result<INodeNo> {
@@ -61,7 +80,7 @@ impl Disks {
             Disk::open(&path, self.lying.iter().any(|lying| name == &**lying))
         })?;
         self.numbers().insert(name.to_owned(), number);
-        Ok(inode(number))
+        Ok(self.inode(number))
     }
 
     fn remove(&self, name: &OsStr) -> io::Result<()> {
@@ -72,10 +91,10 @@ impl Disks {
     }
 
     fn attributes(&self, inode: INodeNo) -> FileAttr {
-        let time = SystemTime::UNIX_EPOCH;
-        let (kind, perm, size) = match number(inode) {
-            Some(number) => (FileType::RegularFile, 0o600, self.power.read(number, Disk::size)),
-            None => (FileType::Directory, 0o700, 0),
+        let of = |disk: &Disk| (FileType::RegularFile, 0o600, disk.size(), disk.modified());
+        let (kind, perm, size, time) = match self.number(inode) {
+            Some(number) => self.power.read(number, of),
+            None => (FileType::Directory, 0o700, 0, SystemTime::UNIX_EPOCH),
         };
         FileAttr {
             ino: inode,
@@ -97,16 +116,6 @@ impl Disks {
     }
 }
 
-/// The inode of the disk of that number.
-fn inode(number: usize) -> INodeNo {
-    INodeNo(INodeNo::ROOT.0 + 1 + number as u64)
-}
-
-/// The number of the disk that is this inode; the root is none.
-fn number(inode: INodeNo) -> Option<usize> {
-    inode.0.checked_sub(INodeNo::ROOT.0 + 1)?.try_into().ok()
-}
-
 fn errno(error: &io::Error) -> Errno {
     match error.kind() {
         io::ErrorKind::NotFound => Errno::ENOENT,
@@ -121,6 +130,15 @@ fn reply_empty(done: io::Result<()>, reply: ReplyEmpty) {
     }
 }
 
+/// Bytes, or how many there are if there is room for none.
+fn reply_bytes(bytes: &[u8], room: u32, reply: ReplyXattr) {
+    match room {
+        0 => reply.size(u32::try_from(bytes.len()).expect("a few")),
+        room if bytes.len() > room as usize => reply.error(Errno::ERANGE),
+        _ => reply.data(bytes),
+    }
+}
+
 impl Filesystem for Disks {
     fn init(&mut self, _: &Request, config: &mut KernelConfig) -> io::Result<()> {
         // What the kernel doesn't have it does without.
@@ -132,7 +150,7 @@ impl Filesystem for Disks {
         let number = self.numbers().get(name).copied();
         match number {
             Some(number) => {
-                reply.entry(&FOR_EVER, &self.attributes(inode(number)), Generation(0));
+                reply.entry(&FOR_EVER, &self.attributes(self.inode(number)), Generation(0));
             }
             None => reply.error(Errno::ENOENT),
         }
@@ -184,7 +202,7 @@ impl Filesystem for Disks {
         _: Option<BsdFileFlags>,
         reply: ReplyAttr,
     ) {
-        let done = match (number(inode), size) {
+        let done = match (self.number(inode), size) {
             (Some(number), Some(size)) => self.power.operate(number, |disk| disk.set_len(size)),
             // Times, which nobody asks for.
             _ => Ok(()),
@@ -211,7 +229,7 @@ impl Filesystem for Disks {
         _: Option<LockOwner>,
         reply: ReplyData,
     ) {
-        let Some(number) = number(inode) else { return reply.error(Errno::EISDIR) };
+        let Some(number) = self.number(inode) else { return reply.error(Errno::EISDIR) };
         let mut buffer = Vec::new();
         let read = self.power.read(number, |disk| {
             let len = disk.size().saturating_sub(offset).min(size.into());
@@ -236,7 +254,7 @@ impl Filesystem for Disks {
         _: Option<LockOwner>,
         reply: ReplyWrite,
     ) {
-        let Some(number) = number(inode) else { return reply.error(Errno::EISDIR) };
+        let Some(number) = self.number(inode) else { return reply.error(Errno::EISDIR) };
         match self.power.operate(number, |disk| disk.write(offset, data)) {
             Ok(()) => reply.written(u32::try_from(data.len()).expect("no more than a request has")),
             Err(error) => reply.error(errno(&error)),
@@ -249,7 +267,7 @@ impl Filesystem for Disks {
     }
 
     fn fsync(&self, _: &Request, inode: INodeNo, _: FileHandle, _: bool, reply: ReplyEmpty) {
-        let Some(number) = number(inode) else { return reply.error(Errno::EISDIR) };
+        let Some(number) = self.number(inode) else { return reply.error(Errno::EISDIR) };
         reply_empty(self.power.sync(number), reply);
     }
 
@@ -267,26 +285,30 @@ impl Filesystem for Disks {
         _: u32,
         reply: ReplyEmpty,
     ) {
-        let Some(number) = number(inode) else { return reply.error(Errno::EISDIR) };
+        let Some(number) = self.number(inode) else { return reply.error(Errno::EISDIR) };
         let set = self.power.operate(number, |disk| disk.set_attribute(name, Some(value)));
         reply_empty(set, reply);
     }
 
     fn getxattr(&self, _: &Request, inode: INodeNo, name: &OsStr, size: u32, reply: ReplyXattr) {
-        let Some(number) = number(inode) else { return reply.error(Errno::EISDIR) };
+        let Some(number) = self.number(inode) else { return reply.error(Errno::EISDIR) };
         match self.power.read(number, |disk| disk.attribute(name)) {
-            Ok(Some(value)) if size == 0 => {
-                reply.size(u32::try_from(value.len()).expect("a short one"));
-            }
-            Ok(Some(value)) if value.len() > size as usize => reply.error(Errno::ERANGE),
-            Ok(Some(value)) => reply.data(&value),
+            Ok(Some(value)) => reply_bytes(&value, size, reply),
             Ok(None) => reply.error(Errno::ENODATA),
             Err(error) => reply.error(errno(&error)),
         }
     }
 
+    fn listxattr(&self, _: &Request, inode: INodeNo, size: u32, reply: ReplyXattr) {
+        let Some(number) = self.number(inode) else { return reply.error(Errno::EISDIR) };
+        match self.power.read(number, Disk::attributes) {
+            Ok(names) => reply_bytes(&names, size, reply),
+            Err(error) => reply.error(errno(&error)),
+        }
+    }
+
     fn removexattr(&self, _: &Request, inode: INodeNo, name: &OsStr, reply: ReplyEmpty) {
-        let Some(number) = number(inode) else { return reply.error(Errno::EISDIR) };
+        let Some(number) = self.number(inode) else { return reply.error(Errno::EISDIR) };
         let attribute = self.power.read(number, |disk| disk.attribute(name));
         match attribute {
             Ok(Some(_)) => {

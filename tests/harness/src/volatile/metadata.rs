@@ -8,13 +8,15 @@ use std::ffi::{OsStr, OsString};
 use std::fs::File;
 use std::io;
 
-use rustix::fs::{XattrFlags, fgetxattr, fremovexattr, fsetxattr};
+use rustix::fs::{XattrFlags, fgetxattr, flistxattr, fremovexattr, fsetxattr};
 use rustix::io::Errno;
 
 use crate::random::Random;
 
 /// The longest attribute there is.
 const ATTRIBUTE_MAX: usize = 4096;
+/// The longest list of names.
+const NAMES_MAX: usize = 64 << 10;
 
 #[derive(Debug, Default)]
 pub(super) struct Metadata {
@@ -77,6 +79,14 @@ pub(super) fn attribute(medium: &File, name: &OsStr) -> io::Result<Option<Vec<u8
         Err(Errno::NODATA) => Ok(None),
         Err(errno) => Err(errno.into()),
     }
+}
+
+/// The names of a file's extended attributes, each with a zero behind it.
+pub(super) fn names(medium: &File) -> io::Result<Vec<u8>> {
+    let mut names = vec![0; NAMES_MAX];
+    let len = flistxattr(medium, &mut names)?;
+    names.truncate(len);
+    Ok(names)
 }
 
 fn put(medium: &File, name: &OsStr, value: Option<&[u8]>) -> io::Result<()> {

@@ -21,6 +21,8 @@
 //! Where there is a directory `synced` beside the media, a cut leaves copies of them in it of which all
 //! pages are lost that weren't synced.
 //!
+//! A disk whose power is on may be full or broken, for a time: [`Fault`].
+//!
 //! The disks are served by a process of their own ([`start_again`]), which never touches what it
 //! serves. So whoever maps them may be in the test's process, and it may be killed while it waits for
 //! one.
@@ -31,12 +33,13 @@ mod metadata;
 mod power;
 
 use std::collections::BTreeSet;
+use std::ffi::OsStr;
 use std::fs;
 use std::io::{self, BufRead, BufReader, Write};
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command};
-use std::sync::Arc;
+use std::sync::{Arc, PoisonError};
 use std::thread;
 
 use anyhow::{Context, Result, bail};
@@ -47,6 +50,7 @@ use rustix::mount::UnmountFlags;
 use serde::{Deserialize, Serialize};
 
 use self::disk::Disk;
+pub use self::disk::Fault;
 use self::filesystem::Disks;
 use self::power::{Copies, Left, Power};
 use crate::again::{start_again, started_again};
@@ -62,6 +66,13 @@ struct Task {
     mount: PathBuf,
     seed: u64,
     lying: Vec<String>,
+}
+
+/// What is to become of the disks.
+#[derive(Serialize, Deserialize)]
+enum Order {
+    Cut(Left),
+    Fault(String, Option<Fault>),
 }
 
 /// Disks that are served, and lose their power together. Dropping them ends that, and has those who
@@ -129,10 +140,23 @@ impl VolatileDisks {
         self.arm(Left::Syncs(syncs))
     }
 
+    /// Has the disk `name` fail from now on, or work again.
+    ///
+    /// # Errors
+    ///
+    /// When their process has ended.
+    pub fn set_fault(&mut self, name: &str, fault: Option<Fault>) -> Result<()> {
+        self.order(&Order::Fault(name.to_owned(), fault))
+    }
+
     fn arm(&mut self, left: Left) -> Result<()> {
-        self.say(&serde_json::to_string(&left)?)?;
+        self.order(&Order::Cut(left))
+    }
+
+    fn order(&mut self, order: &Order) -> Result<()> {
+        self.say(&serde_json::to_string(order)?)?;
         match self.next_line()? {
-            Some(line) if line == "armed" => {}
+            Some(line) if line == "armed" || line == "set" => {}
             Some(line) => self.cut = Some(line),
             None => bail!("the disks' process has ended"),
         }
@@ -255,6 +279,7 @@ pub fn serve_volatile_disks() -> Result<()> {
     config.n_threads = Some(2);
     config.mount_options = vec![MountOption::FSName("volatile".to_owned())];
     let disks = Disks::new(Arc::clone(&power), task.media, task.lying, names);
+    let numbers = disks.shared_numbers();
     let session = Session::new(disks, &task.mount, &config).and_then(Session::spawn);
     let _session = match session {
         Ok(session) => session,
@@ -265,7 +290,14 @@ pub fn serve_volatile_disks() -> Result<()> {
     };
     writeln!(&owner, "ready")?;
     for line in lines {
-        power.cut_after(serde_json::from_str(&line?)?)?;
+        match serde_json::from_str(&line?)? {
+            Order::Cut(left) => power.cut_after(left)?,
+            Order::Fault(name, fault) => {
+                let number = numbers.lock().unwrap_or_else(PoisonError::into_inner);
+                let number = *number.get(OsStr::new(&name)).context("no such disk")?;
+                power.set_fault(number, fault)?;
+            }
+        }
     }
     unmount(&task.mount);
     // Not all threads end: without power they wait for ever.

@@ -11,7 +11,7 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use serde::{Deserialize, Serialize};
 
-use super::disk::{Disk, Losses};
+use super::disk::{Disk, Fault, Losses};
 use crate::random::Random;
 
 /// Disks that lose their power together.
@@ -58,6 +58,11 @@ impl Power {
         read(&self.lock().disks[number])
     }
 
+    /// The number of the disk that is wanted. Doesn't return once the power is cut.
+    pub(super) fn find(&self, is_wanted: impl FnMut(&Disk) -> bool) -> Option<usize> {
+        self.lock().disks.iter().position(is_wanted)
+    }
+
     /// Writes to a disk. Doesn't return if the power is cut before that or instead.
     pub(super) fn operate<T>(&self, number: usize, operate: impl FnOnce(&mut Disk) -> T) -> T {
         operate(&mut self.count(false).disks[number])
@@ -79,6 +84,13 @@ impl Power {
     /// return if the power is cut instead.
     pub(super) fn perhaps(&self, act: impl FnOnce() -> io::Result<()>) -> io::Result<()> {
         if self.count(false).random.one_in(2) { act() } else { Ok(()) }
+    }
+
+    /// Has a disk fail, or work again, and says that it does.
+    pub(super) fn set_fault(&self, number: usize, fault: Option<Fault>) -> io::Result<()> {
+        let mut machine = self.lock();
+        machine.disks[number].set_fault(fault);
+        writeln!(machine.owner, "set")
     }
 
     /// Counts an operation.
