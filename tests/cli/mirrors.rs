@@ -127,6 +127,36 @@ fn leg_that_is_lost_is_replaced_with_the_guest_running_and_without() {
 }
 
 #[test]
+fn mirror_grows_with_its_legs() {
+    for log in LOGS {
+        let place = Place::new();
+        let Some(daemon) = mirror(&place, log) else { return };
+        end(daemon);
+        for leg in LEGS {
+            File::options().write(true).open(place.path(leg)).unwrap().set_len(2 * SIZE).unwrap();
+        }
+        let line = format!("0 4096 mirror {log} 2 @/a 0 @/b 0\n");
+        fs::write(place.path("table"), place.expand(&line)).unwrap();
+        if log != LOGS[0] {
+            let refused = place.run(&format!("{SERVE} --log-level off"));
+            let said = String::from_utf8(refused.stderr).unwrap();
+            assert!(said.contains("after a mirror has grown, fill the log with zeroes"), "{said}");
+            File::create(place.path("log")).unwrap().set_len(8192).unwrap();
+        }
+        let daemon = restart(&place);
+        assert_eq!(first(&place, "window"), 1);
+        let window = File::options().write(true).open(place.path("window")).unwrap();
+        window.write_all_at(&[9; 4096], 2 * SIZE - 4096).unwrap();
+        window.sync_data().unwrap();
+        drop(window);
+        ask(&place, "resync");
+        end(daemon);
+        let [a, b] = LEGS.map(|leg| fs::read(place.path(leg)).unwrap());
+        assert!(a == b && a[0] == 1 && a.ends_with(&[9; 4096]));
+    }
+}
+
+#[test]
 fn leg_that_is_served_alone_is_believed_afterwards() {
     let place = Place::new();
     let Some(daemon) = mirror(&place, LOGS[1]) else { return };
