@@ -158,19 +158,14 @@ impl Sandbox {
     }
 
     fn try_enter(&self, role: Role, file: Option<&OwnedFd>) -> anyhow::Result<()> {
-        // A fleet's asks members that have become other users, each by a socket of its own.
-        if role != Role::Fleet {
-            if !self.options.open {
-                privileges::drop_bounds()?;
-            }
-            if let Some(user) = self.options.user {
-                privileges::become_user(user)?;
-            }
-            if !self.options.open {
-                privileges::drop_capabilities()?;
-            }
+        if !self.options.open {
+            privileges::drop_bounds()?;
+        }
+        if let Some(user) = self.options.user {
+            privileges::become_user(user)?;
         }
         if !self.options.open {
+            privileges::drop_capabilities()?;
             landlock::restrict(&self.paths, role.reach(), file)?;
         }
         match self.options.violation {

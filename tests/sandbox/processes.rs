@@ -177,7 +177,7 @@ fn fleet_hands_its_sandbox_on_to_members_that_have_none_of_their_own() {
     let (config, control) = (dir.path().join("config"), dir.path().join("control"));
     fs::write(&config, device("a", "") + &device("b", own)).unwrap();
     let mut command = Command::new(DAEMON);
-    command.arg("--config").arg(config).arg("--control").arg(control);
+    command.arg("--config").arg(config).arg("--control").arg(&control);
     command.args(["--user", "65534:65534"]);
     let scratch = tempfile::tempdir().unwrap();
     command.env("TMPDIR", scratch.path()).env_remove("RUNTIME_DIRECTORY");
@@ -194,10 +194,16 @@ fn fleet_hands_its_sandbox_on_to_members_that_have_none_of_their_own() {
 
     // Of the first process, the threads that operators reach, and no other.
     let pid = fleet.id();
-    let confined = of_each_thread(pid, "Seccomp").into_iter().zip(of_each_thread(pid, "Name"));
-    for (seccomp, name) in confined {
-        assert_eq!(seccomp == "2", name == "control", "{name}");
+    let names = of_each_thread(pid, "Name");
+    let confined = [("Seccomp", "2"), ("Uid", &is(SOMEBODY)), ("CapEff", "0000000000000000")];
+    for (field, expected) in confined {
+        for (value, name) in of_each_thread(pid, field).iter().zip(&names) {
+            assert_eq!(value == expected, name == "control", "{field} of {name}");
+        }
     }
+    let asked = Command::new(DAEMON).arg("list").arg("--control").arg(&control).output().unwrap();
+    let list = String::from_utf8(asked.stdout).unwrap();
+    assert_eq!(list.lines().filter(|line| line.ends_with("good")).count(), 2, "{list}");
     // As does the end of the one, that of the others.
     end(fleet);
     assert!(!Path::new(&dir.path().join("a.socket")).exists());
