@@ -248,8 +248,15 @@ impl Operator {
     fn failures(&self) -> Vec<protocol::Failure> {
         let since = self.stores_since();
         let stores = self.stores.iter().chain(&since).filter_map(|pagemap| Failure::of(pagemap));
-        let all = stores.chain(self.device.failures());
-        all.map(Into::into).collect()
+        let all = stores.chain(self.device.failures()).map(Into::into);
+        let mirrors = self.mirrors();
+        let logs = mirrors.iter().filter_map(|open| {
+            let reason = in_a_line(&open.mirror.log_failure()?);
+            let reason = format!("{reason}; all writes fail until the daemon is started again");
+            let store = format!("the log of the mirror at {}", open.position);
+            Some(protocol::Failure { store, reason, since_ms: None })
+        });
+        all.chain(logs).collect()
     }
 
     fn status(&self) -> Status {

@@ -326,3 +326,42 @@ fn snapshot_marks_a_leg_that_was_replaced() {
     assert_eq!(first(&place, "window"), 2);
     end(daemon);
 }
+
+#[test]
+fn leg_that_was_cut_off_is_copied_to_after_what_the_refusal_says() {
+    for log in LOGS {
+        for (len, why) in [
+            (
+                0,
+                "line 1, column AT: @/a: unusable size: empty, but at least one page of 4096 bytes is needed",
+            ),
+            (
+                SIZE / 2,
+                "line 1, column 1: leg 0: pgoff 0x0 + 256 pages reaches past the end at 128 pages",
+            ),
+        ] {
+            let place = Place::new();
+            let Some(daemon) = mirror(&place, log) else { return };
+            end(daemon);
+            let leg = File::options().write(true).open(place.path("a")).unwrap();
+            leg.set_len(len).unwrap();
+            let line = fs::read_to_string(place.path("table")).unwrap();
+            let leg_at = line.find(&place.expand("@/a 0")).unwrap() + 1;
+            let why = why.replace("AT", &leg_at.to_string());
+            place.refuses(
+                &format!("{SERVE} --log-level off"),
+                &format!(
+                    "table @/table: {why}; if its end was cut off, run vhost-pmemd unmark on it, and \
+                     then make it larger, to have it copied to"
+                ),
+            );
+            assert!(place.run("unmark @/a").status.success());
+            leg.set_len(SIZE).unwrap();
+            let daemon = restart(&place);
+            assert_eq!(first(&place, "window"), 1);
+            ask(&place, "resync");
+            end(daemon);
+            assert_eq!(LEGS.map(|leg| first(&place, leg)), [1, 1]);
+        }
+    }
+}

@@ -18,6 +18,7 @@ use std::os::fd::BorrowedFd;
 
 use crate::page::{NrPages, Pgoff};
 
+pub(crate) use self::file::LABEL_MAGIC;
 pub use self::file::{FileStore, InvalidStore, Sizing};
 pub use self::hooked::{HookedStore, StoreOperation};
 pub use self::id::Id;

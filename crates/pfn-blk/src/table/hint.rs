@@ -7,6 +7,10 @@ use super::words::SECTORS_PER_PAGE;
 use crate::store::InvalidStore;
 use crate::target::{InvalidMetadata, InvalidMirror};
 
+/// What to do about a leg that is too short. Its label may still say that it has everything.
+pub(super) const CUT_OFF: &str = "; if its end was cut off, run vhost-pmemd unmark on it, and then make it larger, \
+                       to have it copied to";
+
 /// What to do about a file that can't be a store.
 pub(super) fn store_hint(error: &InvalidStore) -> &'static str {
     match error {
@@ -26,10 +30,16 @@ pub(super) fn mirror_hint(error: &InvalidMirror) -> &'static str {
         InvalidMirror::Metadata(InvalidMetadata::Mismatch { .. }) => {
             "; after a mirror has grown, fill the log with zeroes, to have the legs compared"
         }
-        InvalidMirror::Metadata(
-            InvalidMetadata::Header | InvalidMetadata::HeaderLost | InvalidMetadata::Version(_),
-        ) => "; fill the log with zeroes, to have the legs compared",
+        InvalidMirror::Metadata(InvalidMetadata::Header | InvalidMetadata::HeaderLost) => {
+            "; fill the log with zeroes, to have the legs compared"
+        }
+        InvalidMirror::Metadata(InvalidMetadata::Version(_)) => {
+            "; if an earlier version wrote it, and all legs were healthy, fill the log with zeroes: the \
+             first leg is copied to the others"
+        }
+        InvalidMirror::Leg { .. } => CUT_OFF,
         InvalidMirror::NewWithout(_) => "; create it, with the size it is to have",
+        InvalidMirror::Label { source: InvalidMetadata::NoRoomForLabel { .. }, .. } => "",
         InvalidMirror::Label { .. } => "; run vhost-pmemd unmark on it, to have it copied to",
         InvalidMirror::OfAnother { .. } | InvalidMirror::Copied { .. } => {
             "; run vhost-pmemd unmark on the one to be copied to, which loses what is on it"

@@ -9,7 +9,7 @@ use std::sync::Arc;
 use thiserror::Error;
 use tracing::warn;
 
-use super::hint::{mirror_hint, store_hint, table_hint};
+use super::hint::{CUT_OFF, mirror_hint, store_hint, table_hint};
 use super::text::{DeviceSpec, Line, LogSpec, TargetSpec};
 use super::words::{Position, Word};
 use super::{InvalidTable, Table};
@@ -45,6 +45,14 @@ pub enum OpenTableErrorKind {
         /// The file.
         path: String,
         /// Why it can't.
+        source: InvalidStore,
+    },
+    /// The file of a mirror's leg has a size that none has.
+    #[error("{path}: {}{CUT_OFF}", chain(.source))]
+    LegSize {
+        /// The file.
+        path: String,
+        /// What is wrong with it.
         source: InvalidStore,
     },
     /// It reaches past what is beneath.
@@ -401,6 +409,10 @@ impl Opener<'_, '_> {
                     .map_err(|error| position.open_error(OpenTableErrorKind::Pages(error)))?;
                 Ok((Arc::new(ErrorTarget::new(end)), leg.start))
             }
+            Err(OpenTableError {
+                kind: OpenTableErrorKind::Store { path, source: source @ InvalidStore::Size(_) },
+                position,
+            }) => Err(position.open_error(OpenTableErrorKind::LegSize { path, source })),
             opened => Ok((opened?, leg.start)),
         }
     }

@@ -45,6 +45,11 @@ impl Linear {
         Ok(Self { beneath, pages })
     }
 
+    /// The first page of what is beneath that is used.
+    pub(super) fn start(&self) -> Pgoff {
+        self.pages.start()
+    }
+
     fn remap(&self, pages: PgoffRange) -> PgoffRange {
         pages
             .rebase(Pgoff::ZERO, self.pages.start())

@@ -52,6 +52,15 @@ pub enum InvalidMetadata {
     /// A header is missing where there was one.
     #[error("its header is blank, but what follows isn't: the header is lost")]
     HeaderLost,
+    /// Something else is where a mirror's leg has its label.
+    #[error(
+        "something else is in the page that follows the leg; fill the 8 sectors from sector {sector} on \
+         with zeroes, which loses what is there"
+    )]
+    NoRoomForLabel {
+        /// Where that is.
+        sector: u64,
+    },
     /// Of a mirror's leg, a part.
     #[error("a part of the leg was written without the mirror, and the rest was not")]
     PartOfLeg,

@@ -540,6 +540,7 @@ fn log_that_can_not_be_written_fails_writes_and_not_reads() {
     parts.log.control.set_broken(false);
     write(&region, 8, 3).unwrap_err();
     assert_eq!(states(&mirror), [Healthy, Healthy]);
+    assert!(mirror.log_failure().is_some());
 }
 
 #[test]

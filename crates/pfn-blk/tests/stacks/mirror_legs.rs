@@ -9,8 +9,9 @@ use std::sync::Arc;
 
 use pfn_blk::LegState::{Failed, Healthy, Missing, Recovering};
 use pfn_blk::{
-    ErrorTarget, FileStore, InSync, InvalidMirror, LegState, MemoryStore, Mirror, MirrorLog,
-    Pagemap, PfnSpace, Pgoff, Region, ReplaceError, Store, Striped, Target, leave_mirrors,
+    Access, ErrorTarget, FileStore, InSync, InvalidMetadata, InvalidMirror, LegState, MemoryStore,
+    Mirror, MirrorLog, Pagemap, PfnSpace, Pgoff, Region, ReplaceError, Store, Striped, Target,
+    leave_mirrors,
 };
 
 use crate::model::{fill, range};
@@ -532,6 +533,23 @@ fn leg_at_any_place_of_a_file_that_is_written_without_its_mirror_is_believed() {
 }
 
 #[test]
+fn read_only_mirror_is_read_without_a_leg() {
+    let dir = tempfile::tempdir().unwrap();
+    let Some(served) = open_files(dir.path(), ["one", "two"], 0) else { return };
+    served.flush(3, 1);
+    drop(served);
+    let store = FileStore::open(&dir.path().join("two"), Access::ReadOnly).unwrap();
+    let store = PfnSpace::new().add(Box::new(store)).unwrap();
+    let nothing = Arc::new(ErrorTarget::new(nr_pages(PAGES)));
+    let legs: Vec<(Arc<dyn Target>, Pgoff)> =
+        vec![(nothing, Pgoff::ZERO), (Arc::clone(&store) as _, Pgoff::ZERO)];
+    let log = MirrorLog { device: None, region: nr_pages(REGION), in_sync: InSync::AsLogged };
+    let mirror = Arc::new(Mirror::open(legs, log, nr_pages(PAGES)).unwrap());
+    assert_eq!((mirror.access(), mirror.status().legs[0]), (Access::ReadOnly, Missing));
+    assert_eq!(page_of(&Region::try_new(mirror).unwrap(), 3), 1);
+}
+
+#[test]
 fn part_of_a_leg_that_was_written_without_the_rest_is_refused_until_it_is_given_up() {
     let disks = Disks::new();
     let open = || {
@@ -613,7 +631,9 @@ fn leg_whose_stores_have_no_attributes_has_its_label_in_the_page_that_follows() 
     // What isn't a label is somebody's data.
     drop(mirror);
     std::fs::write(&one, vec![7; 8 * 4096]).unwrap();
-    assert!(matches!(open(&one, &two, 7), Err(InvalidMirror::Label { .. })));
+    let refused = open(&one, &two, 7);
+    let Err(InvalidMirror::Label { source, .. }) = refused else { panic!("{refused:?}") };
+    assert!(matches!(source, InvalidMetadata::NoRoomForLabel { sector: 56 }), "{source:?}");
 }
 
 /// As a block device is.

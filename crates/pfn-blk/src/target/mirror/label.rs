@@ -20,7 +20,7 @@ use crate::claim::{Claim, Claimed};
 use crate::page::{NrPages, Pgoff, PgoffRange};
 use crate::pagemap::Pagemap;
 use crate::persist::persist_all;
-use crate::store::Access;
+use crate::store::{Access, LABEL_MAGIC};
 use crate::target::metadata::{self, Header, InvalidMetadata, SECTOR_BYTES, range};
 use crate::target::{Linear, Target};
 
@@ -156,7 +156,7 @@ impl Label {
 }
 
 impl Header for Label {
-    const MAGIC: [u8; 8] = *b"pfnblkLG";
+    const MAGIC: [u8; 8] = LABEL_MAGIC;
     const VERSION: u32 = 1;
     const WHAT: &'static str = "label of a mirror's leg";
 }
@@ -205,8 +205,13 @@ impl Place {
         let stores = match self {
             Self::None => return Ok(Found::Blank),
             Self::Page(page, _) => {
-                let label = metadata::decode(&metadata::read(page, range(0, 1))?)?;
-                return Ok(label.map_or(Found::Blank, Found::Labelled));
+                return match metadata::decode(&metadata::read(page, range(0, 1))?) {
+                    Err(InvalidMetadata::Foreign(_)) => {
+                        let sector = page.start().bytes() / SECTOR_BYTES as u64;
+                        Err(InvalidMetadata::NoRoomForLabel { sector })
+                    }
+                    label => Ok(label?.map_or(Found::Blank, Found::Labelled)),
+                };
             }
             Self::Stores(stores) => stores,
         };

@@ -234,6 +234,10 @@ impl Log {
         all & !(1 << believed) & !belief.missing
     }
 
+    pub(super) fn failure(&self) -> Option<&BioError> {
+        self.failed.as_ref()
+    }
+
     pub(super) fn roll(&mut self) -> &mut Roll {
         &mut self.roll
     }

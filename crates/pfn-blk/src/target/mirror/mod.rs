@@ -18,7 +18,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
 use rustix::rand::{GetRandomFlags, getrandom};
 use tracing::{info, warn};
 
-use self::belief::{Belief, believe};
+use self::belief::{Belief, Found, believe};
 pub use self::error::{InvalidMirror, ReplaceError};
 pub use self::label::leave_mirrors;
 use self::leg::Leg;
@@ -200,7 +200,11 @@ impl Mirror {
         }
         let legs = (0..).zip(legs).map(|(at, leg)| Leg::open(at, leg, nr_pages).map(Arc::new));
         let legs: Vec<_> = legs.collect::<Result<_, _>>()?;
-        let pages = legs.iter().map(|leg| leg.pages() as &dyn Target);
+        let found = legs.iter().enumerate().map(|(at, leg)| leg.inspect(at));
+        let found = found.collect::<Result<Vec<_>, _>>()?;
+        // What isn't there is neither writable nor not.
+        let present = legs.iter().zip(&found).filter(|(_, found)| **found != Found::Missing);
+        let pages = present.map(|(leg, _)| leg.pages() as &dyn Target);
         let parts = pages.chain(log.device.as_deref());
         let access = access_of(parts.clone());
         let is_writable = access == Access::ReadWrite;
@@ -211,8 +215,6 @@ impl Mirror {
         let MirrorLog { device, region, in_sync } = log;
         let geometry = Geometry { nr_pages, region };
         let loaded = Loaded::read(device, geometry)?;
-        let found = legs.iter().enumerate().map(|(at, leg)| leg.inspect(at));
-        let found = found.collect::<Result<Vec<_>, _>>()?;
         let belief = believe(&found, loaded.members(), in_sync)?;
         if belief.is_new && in_sync != InSync::Yes {
             check_first(&legs)?;
@@ -249,6 +251,12 @@ impl Mirror {
             stale: log.stale_count(),
             regions: self.geometry.regions(),
         }
+    }
+
+    /// Why the log can't be written any more, if it can't: then no write is done until the mirror is
+    /// opened again.
+    pub fn log_failure(&self) -> Option<BioError> {
+        lock(&self.log).failure().cloned()
     }
 
     /// The first store of each leg, if it has any of its own.
