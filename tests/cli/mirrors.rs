@@ -4,6 +4,7 @@
 
 use std::fs::{self, File};
 use std::os::unix::fs::FileExt;
+use std::process::Command;
 
 use rustix::process::Signal;
 
@@ -173,6 +174,30 @@ fn leg_that_is_served_alone_is_believed_afterwards() {
 }
 
 #[test]
+fn copy_of_a_leg_that_went_on_by_itself_is_refused_beside_the_legs() {
+    let place = Place::new();
+    let Some(daemon) = mirror(&place, LOGS[0]) else { return };
+    let copied = Command::new("cp").arg("-a").args([place.path("a"), place.path("copy")]).status();
+    assert!(copied.unwrap().success());
+    // What the copy lacks.
+    flush(&place, 2);
+    end(daemon);
+    let alone = "--publish @/window --file @/copy --control @/control";
+    let daemon = Publisher::start(&place, alone).unwrap();
+    flush(&place, 5);
+    end(daemon);
+    let line = "0 2048 mirror core 1 64 2 @/copy 0 @/b 0\n";
+    fs::write(place.path("table"), place.expand(line)).unwrap();
+    let refused = place.run(&format!("{SERVE} --log-level off"));
+    let said = String::from_utf8(refused.stderr).unwrap();
+    assert!(said.contains("were each written without the other"), "{said}");
+    assert!(place.run("unmark @/copy").status.success());
+    let daemon = restart(&place);
+    assert_eq!(first(&place, "window"), 2);
+    end(daemon);
+}
+
+#[test]
 fn leg_that_an_overlay_was_merged_into_is_believed_afterwards() {
     let place = Place::new();
     let Some(daemon) = mirror(&place, LOGS[1]) else { return };
@@ -321,8 +346,11 @@ fn snapshot_marks_a_leg_that_was_replaced() {
     flush(&place, 2);
     end(daemon);
     assert_eq!(first(&place, "new"), 1);
-    // By itself it leads to what was written since.
-    let daemon = Publisher::start(&place, "--publish @/window --file @/new").unwrap();
+    // Nothing tells whether it had everything when the snapshot was taken.
+    let refused = place.run("--publish @/window --file @/new --log-level off");
+    let said = String::from_utf8(refused.stderr).unwrap();
+    assert!(said.contains("the changes were made over a mirror, and this isn't one"), "{said}");
+    let daemon = restart(&place);
     assert_eq!(first(&place, "window"), 2);
     end(daemon);
 }

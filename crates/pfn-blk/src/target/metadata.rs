@@ -61,6 +61,9 @@ pub enum InvalidMetadata {
         /// Where that is.
         sector: u64,
     },
+    /// Of a mirror's leg, and the leg lacks something.
+    #[error("it is a mirror's leg that was being copied to, and lacks what the others have")]
+    LegBehind,
     /// Of a mirror's leg, a part.
     #[error("a part of the leg was written without the mirror, and the rest was not")]
     PartOfLeg,

@@ -315,6 +315,18 @@ fn leg_that_was_written_without_its_mirror_is_the_one_that_is_believed() {
 }
 
 #[test]
+fn leg_that_is_being_copied_to_is_not_served_alone() {
+    let disks = settled(Log::Core);
+    disks.blank(1);
+    // It is told that it lacks something, and most isn't copied yet.
+    disks.open(&[Disk(0), Disk(1)], Log::Core).flush(9, 7);
+    let refused = leave_mirrors([&disks.0[1]]).unwrap_err();
+    assert!(matches!(refused, InvalidMetadata::LegBehind), "{refused}");
+    let served = disks.open(&[Disk(0), Disk(1)], Log::Core);
+    assert_eq!((served.states(), served.page(3)), (vec![Healthy, Recovering], 1));
+}
+
+#[test]
 fn leg_of_an_older_image_is_copied_to() {
     let disks = settled(Log::Core);
     let image = disks.image(0);

@@ -317,10 +317,21 @@ pub fn leave_mirrors<'a>(
     Ok(())
 }
 
-fn leave_mirror(pagemap: &Pagemap, place: &Place, label: Label) -> Result<(), BioError> {
-    let alone = [(label.leg.get(), true, true)].into_iter();
-    let members = label.members.next(random()?, alone);
-    place.write(&Label { members, alone: 1.into(), ..label })?;
+fn leave_mirror(pagemap: &Pagemap, place: &Place, label: Label) -> Result<(), InvalidMetadata> {
+    if !label.members.have(label.leg.get()) {
+        // It would be believed afterwards.
+        return Err(InvalidMetadata::LegBehind);
+    }
+    let (former, leg) = match is_copied(pagemap, &label)? {
+        false => (label.members, label.leg.get()),
+        // The leg itself goes on, and may have gone on: this is another one, which knows of no other.
+        true => {
+            let Members { mirror, events, .. } = label.members;
+            (Members { events, ..Members::new(mirror) }, random()?)
+        }
+    };
+    let members = former.next(random()?, [(leg, true, true)].into_iter());
+    place.write(&Label { members, leg: leg.into(), alone: 1.into(), ..label })?;
     warn!(
         store = pagemap.store().name(),
         "a mirror's leg is served without the mirror; its other legs are out of date from now on"

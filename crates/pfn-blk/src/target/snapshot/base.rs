@@ -43,6 +43,9 @@ pub enum BaseChange {
         /// The pages that they have now.
         is: u64,
     },
+    /// A mirror has no stores of its own to compare.
+    #[error("the changes were made over a mirror, and this isn't one, or the other way round")]
+    Mirror,
     /// This library opened it for writing, or merged something into it.
     #[error(
         "since then it was served by itself and written, or another overlay was merged into it"
@@ -127,6 +130,9 @@ impl Found {
     /// and have written to it.
     pub(super) fn check(&self, made_for: Base, next: Option<Id>) -> Result<(), BaseChange> {
         let is = self.base;
+        if (is.pages == 0) != (made_for.pages == 0) {
+            return Err(BaseChange::Mirror);
+        }
         let may_have_grown = next.is_some() && is.pages > made_for.pages;
         if is.pages != made_for.pages && !may_have_grown {
             return Err(BaseChange::Size { was: made_for.pages, is: is.pages });
