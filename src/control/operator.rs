@@ -14,7 +14,8 @@ use anyhow::{Chain, Context, anyhow, bail};
 use pfn_blk::table::OpenMirror;
 use pfn_blk::{
     Access, FileStore, Id, InvalidStore, LegState, MirrorStatus, NrPages, PAGE_SIZE, Pagemap,
-    PersistError, PfnSpace, Sizing, Snapshot, SnapshotUsage, mark_origin, unmark_origin,
+    PersistError, PfnSpace, Sizing, Snapshot, SnapshotUsage, mark_origin, origin_mark,
+    unmark_origin,
 };
 use rustix::io::Errno;
 use tracing::{info, warn};
@@ -150,17 +151,7 @@ impl Operator {
     /// Takes a snapshot, with all marked that must not be written from then on.
     fn take_marked(&self, origins: &[OwnedFd], id: Id, cow: &Path) -> anyhow::Result<()> {
         // Before anything is kept apart from them.
-        for origin in origins {
-            match mark_origin(origin, id, cow) {
-                Ok(()) => {}
-                Err(error) if cannot_be_marked(&error) => warn!(
-                    cow = %cow.display(),
-                    "an origin can't be marked as one; until the snapshot is merged or dropped, \
-                     don't serve it without the COW store"
-                ),
-                Err(error) => return Err(error).context("cannot mark an origin as one"),
-            }
-        }
+        origins.iter().try_for_each(|origin| mark(origin, id, cow))?;
         self.device.take_snapshot(cow)?;
         info!(cow = %cow.display(), "snapshot taken; what is written from now on is kept in its COW store");
         Ok(())
@@ -209,7 +200,26 @@ impl Operator {
             bail!("there is no mirror");
         }
         let done = self.device.run_in_window(move || resync::bring_up(&mirrors))?;
+        self.mark_since()?;
         done.map_err(|error| self.advise(error))
+    }
+
+    /// While there are snapshots, what has become a leg since is marked as the other legs are.
+    fn mark_since(&self) -> anyhow::Result<()> {
+        let since = self.stores_since();
+        if since.is_empty() || self.device.layers().is_empty() {
+            return Ok(());
+        }
+        let marks = self.stores.iter().filter_map(|one| origin_mark(one.store().fd()).ok()?);
+        let Some((id, cow)) = marks.into_iter().find_map(|mark| Some((mark.id?, mark.cow))) else {
+            // That was logged when the snapshot was taken.
+            return Ok(());
+        };
+        for store in since {
+            let origin = File::open(store.store().name())?;
+            mark(&origin, id, &cow)?;
+        }
+        Ok(())
     }
 
     fn replace(&self, leg: &str, path: &Path) -> anyhow::Result<()> {
@@ -224,8 +234,9 @@ impl Operator {
             mirrors[at].legs[leg].device = path.display().to_string();
             mirrors[at].legs[leg].is_file = true;
         }
+        drop(mirrors);
         warn!(leg = %path.display(), "a leg is replaced: name it in the table from now on");
-        Ok(())
+        self.mark_since()
     }
 
     /// Takes failures back, those of the window last: its sync ends in theirs.
@@ -378,6 +389,21 @@ fn unix_ms(time: SystemTime) -> u64 {
 /// Whether a file is one that has no extended attributes of users: a block device, or memory.
 fn cannot_be_marked(error: &std::io::Error) -> bool {
     matches!(Errno::from_io_error(error), Some(Errno::NOTSUP | Errno::PERM))
+}
+
+/// Marks an origin, if it can be.
+fn mark(origin: &impl AsFd, id: Id, cow: &Path) -> anyhow::Result<()> {
+    match mark_origin(origin, id, cow) {
+        Err(error) if cannot_be_marked(&error) => {
+            warn!(
+                cow = %cow.display(),
+                "an origin can't be marked as one; until the snapshot is merged or dropped, don't \
+                 serve it without the COW store"
+            );
+            Ok(())
+        }
+        marked => marked.context("cannot mark an origin as one"),
+    }
 }
 
 fn unmark(origins: &[impl AsFd]) {

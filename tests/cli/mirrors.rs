@@ -337,22 +337,36 @@ fn leg_that_two_mirrors_share_is_replaced_in_both() {
 }
 
 #[test]
-fn snapshot_marks_a_leg_that_was_replaced() {
-    let place = Place::new();
-    let Some(daemon) = mirror(&place, LOGS[0]) else { return };
-    File::create(place.path("new")).unwrap().set_len(SIZE).unwrap();
-    ask(&place, "replace @/b @/new");
-    ask(&place, "snapshot @/cow");
-    flush(&place, 2);
-    end(daemon);
-    assert_eq!(first(&place, "new"), 1);
-    // Nothing tells whether it had everything when the snapshot was taken.
-    let refused = place.run("--publish @/window --file @/new --log-level off");
-    let said = String::from_utf8(refused.stderr).unwrap();
-    assert!(said.contains("the changes were made over a mirror, and this isn't one"), "{said}");
-    let daemon = restart(&place);
-    assert_eq!(first(&place, "window"), 2);
-    end(daemon);
+fn leg_that_was_replaced_before_or_after_a_snapshot_is_marked_until_it_is_merged() {
+    for is_before in [true, false] {
+        let place = Place::new();
+        let Some(daemon) = mirror(&place, LOGS[0]) else { return };
+        File::create(place.path("new")).unwrap().set_len(SIZE).unwrap();
+        let commands = ["replace @/b @/new", "snapshot @/cow"];
+        let order = if is_before { [0, 1] } else { [1, 0] };
+        for command in order {
+            ask(&place, commands[command]);
+        }
+        flush(&place, 2);
+        end(daemon);
+        // Nothing tells whether it had everything when the snapshot was taken.
+        let refused = place.run("--publish @/window --file @/new --log-level off");
+        let said = String::from_utf8(refused.stderr).unwrap();
+        assert!(said.contains("the changes were made over a mirror, and this isn't one"), "{said}");
+        // The same, and merged.
+        let place = Place::new();
+        let Some(daemon) = mirror(&place, LOGS[0]) else { return };
+        File::create(place.path("new")).unwrap().set_len(SIZE).unwrap();
+        for command in order {
+            ask(&place, commands[command]);
+        }
+        flush(&place, 2);
+        ask(&place, "merge");
+        end(daemon);
+        let daemon = Publisher::start(&place, "--publish @/window --file @/new").unwrap();
+        assert_eq!(first(&place, "window"), 2);
+        end(daemon);
+    }
 }
 
 #[test]

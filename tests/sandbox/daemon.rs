@@ -143,7 +143,9 @@ fn file_in_the_place_of_a_socket_that_is_bound_stays_its_owners() {
         std::thread::scope(|scope| {
             scope.spawn(|| {
                 let is_bound = || fs::symlink_metadata(&control).is_ok();
-                while !is_bound() && !ended.load(Ordering::Relaxed) {}
+                while !is_bound() && !ended.load(Ordering::Relaxed) {
+                    std::hint::spin_loop();
+                }
                 fs::rename(&secret, &control).unwrap();
             });
             let daemon = serve(&dir, "direct", &["--user", "65534:65534"]);

@@ -4,6 +4,7 @@
 
 use std::fs::File;
 use std::io;
+use std::str;
 
 use rustix::fs::{XattrFlags, fgetxattr, flistxattr, fremovexattr, fsetxattr};
 use rustix::io::Errno;

@@ -315,8 +315,9 @@ impl Store for FileStore {
         // The first files of two new filesystems have one number, and are not made at one time.
         let created = metadata.created().ok();
         let since = created.and_then(|time| time.duration_since(UNIX_EPOCH).ok());
-        let nanos = since.map_or(0, |since| since.as_nanos() as u64);
-        Ok((metadata.ino().rotate_left(32) ^ nanos).max(1))
+        let since = since.unwrap_or_default();
+        let created = since.as_secs() << 32 | u64::from(since.subsec_nanos());
+        Ok((metadata.ino().rotate_left(32) ^ created).max(1))
     }
 }
 
