@@ -5,6 +5,7 @@
 mod dropped;
 mod grown;
 mod killed;
+mod legs;
 mod live;
 mod published;
 mod read_only;

@@ -20,7 +20,7 @@ on_ext4_and_xfs! {
 }
 
 /// Files written and synced without an end, each with its sum, and said so.
-const SYNC_FILES: &str = "
+pub(super) const SYNC_FILES: &str = "
     number=0
     while :; do
         number=$((number + 1))
@@ -31,7 +31,7 @@ const SYNC_FILES: &str = "
     done";
 
 /// Checks the files up to the last one that was said to be synced.
-fn check_files(mount: &str, last: u32) -> String {
+pub(super) fn check_files(mount: &str, last: u32) -> String {
     format!(
         "for number in $(seq 1 {last}); do
             (head -n 1 {mount}/$number; tail -n +2 {mount}/$number | md5sum) | uniq | wc -l |
