@@ -77,7 +77,8 @@ pub struct MirrorLog {
 /// Each leg has a label: which mirror it belongs to, which leg it is, and which legs had everything
 /// when the label was written, with a count of such events. A leg that has the latest label, and is
 /// named by it, has all that was acknowledged. A leg without a label, or with an older one, is only
-/// ever copied to. A leg that isn't there is missed, not waited for. What contradicts itself is
+/// ever copied to. So is a copy of a leg, unless copies are all there is: the leg may have been written
+/// to since. A leg that isn't there is missed, not waited for. What contradicts itself is
 /// refused: see [`InvalidMirror`]. A mirror none of whose legs has a label is new, and copied from its
 /// first leg. Labels are written before the first write, so that opening a mirror changes nothing.
 ///
