@@ -374,6 +374,8 @@ impl Life {
         self.stack.bottom.content.crashed();
         for layer in &mut self.stack.layers {
             layer.content.crashed();
+            // Nothing may be left of what wasn't flushed.
+            layer.is_written = layer.is_kept;
             layer.without.iter_mut().for_each(Content::crashed);
         }
     }

@@ -308,10 +308,17 @@ impl Bottom {
 
     /// All have failed, and how they were before is what they are still.
     pub(crate) fn failed_together(&mut self, before: &[Leg]) {
-        let was_current = |(_, before): &(&mut Leg, &Leg)| before.is == State::Current;
-        for (leg, _) in self.legs.iter_mut().zip(before).filter(was_current) {
+        let mut current: Vec<_> = self
+            .legs
+            .iter_mut()
+            .zip(before)
+            .filter_map(|(leg, before)| (before.is == State::Current).then_some(leg))
+            .collect();
+        let longest = current.iter().map(|leg| &leg.history).max_by_key(|history| history.len());
+        let Some(history) = longest.cloned() else { return };
+        for leg in &mut current {
             leg.is = State::Current;
-            leg.history.clone_from(&self.newest);
+            leg.history.clone_from(&history);
         }
     }
 
