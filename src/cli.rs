@@ -2,7 +2,6 @@
 
 //! The command line.
 
-use std::ffi::OsString;
 use std::num::NonZeroU32;
 use std::os::fd::RawFd;
 use std::path::PathBuf;
@@ -80,9 +79,6 @@ pub(crate) struct Cli {
     /// on standard input
     #[arg(long, hide = true)]
     pub(crate) end_with_parent: bool,
-
-    #[command(flatten)]
-    pub(crate) janitor: JanitorArgs,
 
     /// How much to log to standard error: off, error, warn, info, debug or trace
     #[arg(long, value_name = "LEVEL", default_value = "info")]
@@ -219,26 +215,6 @@ pub(crate) struct MergeArgs {
     pub(crate) accept_base: bool,
 }
 
-/// What a daemon's janitor is started with.
-#[derive(Debug, Args)]
-pub(crate) struct JanitorArgs {
-    /// Tidy up, when told to on standard input
-    #[arg(long, hide = true)]
-    pub(crate) janitor: bool,
-
-    /// Remove this socket
-    #[arg(long, hide = true, requires = "janitor", value_name = "INODE:PATH")]
-    pub(crate) remove_socket: Vec<OsString>,
-
-    /// Unmount what is published there
-    #[arg(long, hide = true, requires = "janitor", value_name = "PATH")]
-    pub(crate) withdraw: Option<PathBuf>,
-
-    /// Remove the file that it was mounted on
-    #[arg(long, hide = true, requires = "withdraw")]
-    pub(crate) withdraw_file: bool,
-}
-
 #[derive(Debug, Args)]
 pub(crate) struct SandboxArgs {
     /// Become this user, by name or number, with this group or else the user's, once all is open that
@@ -281,7 +257,7 @@ pub(crate) enum SeccompArg {
 #[group(multiple = false)]
 pub(crate) struct EndpointArgs {
     /// Listen on this Unix socket; one that a dead process left behind is replaced
-    #[arg(long, value_name = "PATH", required_unless_present_any = ["fd", "publish", "config", "janitor"])]
+    #[arg(long, value_name = "PATH", required_unless_present_any = ["fd", "publish", "config"])]
     pub(crate) socket_path: Option<PathBuf>,
 
     /// Use this inherited file descriptor: a Unix socket that listens, or one that is connected to a
@@ -293,7 +269,7 @@ pub(crate) struct EndpointArgs {
 #[derive(Debug, Args)]
 pub(crate) struct BackingArgs {
     /// Serve this file or block device
-    #[arg(long, value_name = "PATH", required_unless_present_any = ["table", "config", "janitor"], conflicts_with = "table")]
+    #[arg(long, value_name = "PATH", required_unless_present_any = ["table", "config"], conflicts_with = "table")]
     pub(crate) file: Option<PathBuf>,
 
     /// Create the file with this size, or grow it; new space is sparse, and the file is never truncated.

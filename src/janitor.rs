@@ -8,18 +8,20 @@
 //! else. If the daemon dies without a word it ends, and leaves all as it is, as the daemon itself
 //! would.
 
-use std::ffi::OsString;
+use std::ffi::{OsStr, OsString};
 use std::io::{self, Read, Write};
+use std::os::unix::ffi::OsStrExt;
 use std::path::PathBuf;
 use std::process::{ChildStdin, ChildStdout, Command, Stdio};
 use std::sync::atomic::AtomicBool;
 use std::sync::{Arc, Mutex, PoisonError};
 
+use anyhow::bail;
 use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
 use tracing::warn;
 use vhost_pmem::Device;
 
-use crate::cli::JanitorArgs;
+use crate::log::Log;
 use crate::service;
 use crate::socket::Bound;
 
@@ -89,20 +91,34 @@ impl Drop for Leavings {
     }
 }
 
-/// Starts the process, with all that it needs to know: nothing is told to it later.
+/// The first argument of the process. What follows are its tasks: `socket=INODE:PATH` to remove,
+/// `window=PATH` to unmount, and `file=PATH` to unmount and remove.
+///
+/// All that it needs to know is there, and nothing is told to it later. It isn't parsed with the
+/// options: each device has such a process, and the parser takes a third of its memory.
+const JANITOR: &str = "--janitor";
+
+/// The tasks on the command line, if this is that process.
+pub(crate) fn tasks() -> Option<impl Iterator<Item = OsString>> {
+    let mut arguments = std::env::args_os().skip(1);
+    (arguments.next()? == JANITOR).then_some(arguments)
+}
+
+/// Starts the process.
 fn start(
     sockets: &[Bound],
     published: Option<(PathBuf, bool)>,
 ) -> io::Result<(ChildStdin, ChildStdout)> {
     let mut command = Command::new("/proc/self/exe");
     service::ENVIRONMENT.into_iter().for_each(|variable| _ = command.env_remove(variable));
-    command.arg("--janitor");
-    for socket in sockets {
-        command.arg("--remove-socket").arg(socket.argument());
-    }
+    let task = |what: &str, value: OsString| {
+        let mut task = OsString::from(what);
+        task.push(value);
+        task
+    };
+    command.arg(JANITOR).args(sockets.iter().map(|one| task("socket=", one.argument())));
     if let Some((path, made)) = published {
-        command.arg("--withdraw").arg(path);
-        command.args(made.then_some("--withdraw-file"));
+        command.arg(task(if made { "file=" } else { "window=" }, path.into()));
     }
     let mut child = command.stdin(Stdio::piped()).stdout(Stdio::piped()).spawn()?;
     match (child.stdin.take(), child.stdout.take()) {
@@ -119,21 +135,29 @@ fn ask(mut asking: ChildStdin, mut answer: ChildStdout) -> io::Result<()> {
 }
 
 /// Tidies up when it is told to, on standard input.
-pub(crate) fn run(args: &JanitorArgs) -> anyhow::Result<()> {
+pub(crate) fn run(tasks: impl Iterator<Item = OsString>) -> anyhow::Result<()> {
+    Log::PLAIN.begin(None);
     // These are for the daemon, which says when; they come to all of a terminal's or a unit's.
     for signal in [SIGHUP, SIGINT, SIGTERM] {
         signal_hook::flag::register(signal, Arc::new(AtomicBool::new(false)))?;
     }
-    let parse = |socket: &OsString| Bound::parse(socket);
-    let sockets = args.remove_socket.iter().map(parse).collect::<anyhow::Result<Vec<_>>>()?;
+    let (mut sockets, mut windows) = (Vec::new(), Vec::new());
+    for task in tasks {
+        let task = task.as_bytes();
+        let value = |what: &[u8]| task.strip_prefix(what).map(OsStr::from_bytes);
+        match (value(b"socket="), value(b"window="), value(b"file=")) {
+            (Some(socket), ..) => sockets.push(Bound::parse(socket)?),
+            (_, Some(path), _) => windows.push((PathBuf::from(path), false)),
+            (.., Some(path)) => windows.push((PathBuf::from(path), true)),
+            _ => bail!("no task: {}", String::from_utf8_lossy(task)),
+        }
+    }
     let mut told = [0];
     match io::stdin().read_exact(&mut told) {
         Err(error) if error.kind() == io::ErrorKind::UnexpectedEof => return Ok(()),
         read => read?,
     }
-    if let Some(path) = &args.withdraw {
-        vhost_pmem::unpublish(path, args.withdraw_file);
-    }
+    windows.iter().for_each(|(path, made)| vhost_pmem::unpublish(path, *made));
     sockets.iter().for_each(Bound::remove);
     Ok(())
 }

@@ -54,15 +54,21 @@ fn main() -> ExitCode {
         println!("{}", capabilities::json());
         return ExitCode::SUCCESS;
     }
+    if let Some(tasks) = janitor::tasks() {
+        return end(Log::PLAIN, janitor::run(tasks));
+    }
     let cli = Cli::parse();
     let log = Log::of(&cli);
     log.begin(cli.name.clone());
-    let result = match (&cli.command, &cli.config, cli.janitor.janitor) {
-        (Some(command), ..) => operate(command),
-        (None, Some(config), _) => fleet::run(config, &cli, log),
-        (None, None, true) => janitor::run(&cli.janitor),
-        (None, None, false) => serve(&cli),
+    let result = match (&cli.command, &cli.config) {
+        (Some(command), _) => operate(command),
+        (None, Some(config)) => fleet::run(config, &cli, log),
+        (None, None) => serve(&cli),
     };
+    end(log, result)
+}
+
+fn end(log: Log, result: anyhow::Result<()>) -> ExitCode {
     match result {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {

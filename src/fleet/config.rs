@@ -27,21 +27,17 @@ pub(super) struct Config {
 }
 
 /// Options of the command line that are no device's.
-const NOT_A_DEVICES: [&str; 14] = [
+const NOT_A_DEVICES: [&str; 10] = [
     "config",
     "control",
     "end-with-parent",
     "fd",
     "help",
-    "janitor",
     "log-format",
     "log-level",
     "metrics",
     "name",
     "print-capabilities",
-    "remove-socket",
-    "withdraw",
-    "withdraw-file",
 ];
 
 /// A name is a file's, too: that of a socket.

@@ -119,7 +119,8 @@ impl Member {
     }
 
     /// How it stands.
-    pub(super) fn standing(&self) -> Standing {
+    pub(super) fn standing(&mut self) -> Standing {
+        self.listen();
         let begun = self.process.as_ref().filter(|process| process.begun);
         let channel = begun.map(|process| Arc::clone(&process.channel));
         let (down, restarts, settled) = (self.down(), self.restarts, self.is_settled());

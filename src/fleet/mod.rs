@@ -161,8 +161,8 @@ impl Fleet {
                 // Who asked and went away needs no answer.
                 Some(Event::Reload(answer)) => _ = answer.send(self.reload()),
                 Some(Event::List(answer)) => {
-                    let one = |(name, one): (&String, &Member)| (name.clone(), one.standing());
-                    _ = answer.send(self.members.iter().map(one).collect());
+                    let one = |(name, one): (&String, &mut Member)| (name.clone(), one.standing());
+                    _ = answer.send(self.members.iter_mut().map(one).collect());
                 }
             }
         }

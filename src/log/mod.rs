@@ -29,6 +29,9 @@ pub(crate) struct Log {
 }
 
 impl Log {
+    /// As no command line has it otherwise.
+    pub(crate) const PLAIN: Self = Self { level: LevelFilter::INFO, format: LogFormat::Text };
+
     /// As the command line has it.
     pub(crate) fn of(cli: &Cli) -> Self {
         Self { level: cli.log_level, format: cli.log_format }

@@ -181,7 +181,7 @@ fn fleet_hands_its_sandbox_on_to_members_that_have_none_of_their_own() {
     command.args(["--user", "65534:65534"]);
     let scratch = tempfile::tempdir().unwrap();
     command.env("TMPDIR", scratch.path()).env_remove("RUNTIME_DIRECTORY");
-    let (fleet, log) = start(command, "waiting for a frontend", 2);
+    let (fleet, log) = start(command, "all devices that can be are served", 1);
     // Operators reach a device through the fleet alone: no process has a socket of another's.
     assert_eq!(fs::read_dir(&scratch).unwrap().count(), 0);
     let process = |name: &str| -> u32 {
