@@ -26,22 +26,30 @@ pub struct Pagemap {
     store: Box<dyn Store>,
     /// Leases and I/O under way.
     usage: Usage,
-    /// When the last sync failed that was tried.
-    failed_at: Mutex<Option<SystemTime>>,
     revokers: Revokers,
     claims: Claims,
     /// Held while syncing: of two syncs at once the kernel reports a failed write to one only, and
     /// the other must not succeed.
-    synced: Mutex<Synced>,
+    syncing: Mutex<()>,
+    /// Never held while syncing: a status is told while a disk hangs.
+    syncs: Mutex<Syncs>,
 }
 
-/// What is known of a store's syncs.
+/// What is known of a store's syncs. Changed by the one that syncs.
 #[derive(Debug, Default)]
-struct Synced {
+struct Syncs {
     /// The first one that failed.
-    failed: Option<Arc<io::Error>>,
+    failed: Option<Failed>,
+    /// When the one that is running began.
+    since: Option<SystemTime>,
     /// The store is read-only, and all of it is durable.
     all: bool,
+}
+
+#[derive(Debug)]
+struct Failed {
+    error: Arc<io::Error>,
+    at: SystemTime,
 }
 
 /// A use of the store, also of one that panics.
@@ -60,10 +68,10 @@ impl Pagemap {
             pfns,
             store,
             usage: Usage::default(),
-            failed_at: Mutex::default(),
             revokers: Revokers::default(),
             claims: Claims::default(),
-            synced: Mutex::default(),
+            syncing: Mutex::default(),
+            syncs: Mutex::default(),
         })
     }
 
@@ -144,47 +152,65 @@ impl Pagemap {
     /// opened, and what relies on its content must not outlive it; later no one can write.
     pub fn persist(&self) -> Result<(), PersistError> {
         let _using = self.enter()?;
-        let mut synced = lock(&self.synced);
+        let _syncing = lock(&self.syncing);
         let store = || self.store.name().to_owned();
-        if let Some(source) = &synced.failed {
-            return Err(PersistError::Failed { store: store(), source: Arc::clone(source) });
+        {
+            let syncs = lock(&self.syncs);
+            if let Some(Failed { error, .. }) = &syncs.failed {
+                return Err(PersistError::Failed { store: store(), source: Arc::clone(error) });
+            }
+            if syncs.all {
+                return Ok(());
+            }
         }
-        if synced.all {
-            return Ok(());
-        }
-        self.store.persist().map_err(|error| {
-            *lock(&self.failed_at) = Some(SystemTime::now());
-            let source = Arc::new(error);
-            synced.failed = Some(Arc::clone(&source));
-            PersistError::Sync { store: store(), source }
+        let done = self.sync_store();
+        // Before another one can begin.
+        let mut syncs = lock(&self.syncs);
+        done.map_err(|error| {
+            let error = Arc::new(error);
+            syncs.failed = Some(Failed { error: Arc::clone(&error), at: SystemTime::now() });
+            PersistError::Sync { store: store(), source: error }
         })?;
-        synced.all = self.store.access() == Access::ReadOnly;
+        syncs.all = self.store.access() == Access::ReadOnly;
         Ok(())
     }
 
-    /// Why a sync failed, if one did.
+    /// Syncs the store, and lets others know since when.
+    fn sync_store(&self) -> io::Result<()> {
+        lock(&self.syncs).since = Some(SystemTime::now());
+        let done = self.store.persist();
+        lock(&self.syncs).since = None;
+        done
+    }
+
+    /// When the sync began that is running, if one is. Doesn't wait for it.
+    pub fn syncing_since(&self) -> Option<SystemTime> {
+        lock(&self.syncs).since
+    }
+
+    /// Why a sync failed, if one did. Doesn't wait for one that is running.
     pub fn failure(&self) -> Option<Arc<io::Error>> {
-        lock(&self.synced).failed.clone()
+        lock(&self.syncs).failed.as_ref().map(|failed| Arc::clone(&failed.error))
     }
 
     /// When that sync failed.
     pub fn failed_at(&self) -> Option<SystemTime> {
-        self.failure().and(*lock(&self.failed_at))
+        lock(&self.syncs).failed.as_ref().map(|failed| failed.at)
     }
 
     /// Takes a failure back, if a sync succeeds now: for an operator, who knows that what was written
     /// and not synced before may be lost. Whether there was one.
     pub fn clear_failure(&self) -> Result<bool, PersistError> {
         let _using = self.enter()?;
-        let mut synced = lock(&self.synced);
-        if synced.failed.is_none() {
+        let _syncing = lock(&self.syncing);
+        if self.failure().is_none() {
             return Ok(false);
         }
-        self.store.persist().map_err(|error| PersistError::Sync {
+        self.sync_store().map_err(|error| PersistError::Sync {
             store: self.store.name().to_owned(),
             source: Arc::new(error),
         })?;
-        synced.failed = None;
+        lock(&self.syncs).failed = None;
         Ok(true)
     }
 
@@ -288,6 +314,40 @@ mod tests {
         assert_eq!(pagemap.failed_at(), Some(failed_at));
         assert!(pagemap.clear_failure().unwrap());
         assert_eq!(pagemap.failed_at(), None);
+    }
+
+    /// Two syncs, of which the first hangs and then fails.
+    #[test]
+    fn sync_that_hangs_is_told_of_and_one_that_waits_for_it_fails_with_it() {
+        let (entered, is_entered) = std::sync::mpsc::channel();
+        let (release, is_released) = std::sync::mpsc::channel::<()>();
+        let is_released = Mutex::new(is_released);
+        let store = crate::MemoryStore::new("disk", NrPages::ONE).unwrap();
+        let store = crate::HookedStore::new(store, move |operation| match operation {
+            crate::StoreOperation::Persist => {
+                entered.send(()).unwrap();
+                lock(&is_released).recv().unwrap();
+                Err(io::Error::other("injected"))
+            }
+            _ => Ok(()),
+        });
+        let pagemap = crate::PfnSpace::new().add(Box::new(store)).unwrap();
+        assert_eq!(pagemap.syncing_since(), None);
+        let before = SystemTime::now();
+        std::thread::scope(|scope| {
+            let first = scope.spawn(|| pagemap.persist());
+            is_entered.recv().unwrap();
+            let second = scope.spawn(|| pagemap.persist());
+            // All of these wait for no sync.
+            assert!(pagemap.syncing_since().unwrap() >= before);
+            assert!(pagemap.failure().is_none() && pagemap.failed_at().is_none());
+            release.send(()).unwrap();
+            let ends = [first, second].map(|sync| sync.join().unwrap().unwrap_err());
+            let is_first = |end: &&PersistError| matches!(end, PersistError::Sync { .. });
+            assert_eq!(ends.iter().filter(is_first).count(), 1, "{ends:?}");
+        });
+        assert_eq!(pagemap.syncing_since(), None);
+        assert!(pagemap.failure().is_some());
     }
 
     #[test]

@@ -4,6 +4,7 @@
 
 mod hint;
 mod open;
+mod pieces;
 mod text;
 mod words;
 

@@ -10,6 +10,7 @@ use thiserror::Error;
 use tracing::warn;
 
 use super::hint::{CUT_OFF, mirror_hint, store_hint, table_hint};
+use super::pieces::{self, PIECES_MAX};
 use super::text::{DeviceSpec, Line, LogSpec, TargetSpec};
 use super::words::{Position, Word};
 use super::{InvalidTable, Table};
@@ -87,6 +88,12 @@ pub enum OpenTableErrorKind {
     /// Tables of tables of tables.
     #[error("more than {DEPTH_MAX} tables one above another; use fewer")]
     TooDeep,
+    /// Tables that use others too often.
+    #[error(
+        "with this line its table is made of more than {PIECES_MAX} lines, each counted as often as \
+         it is used; use fewer"
+    )]
+    TooManyPieces,
     /// The pfn space is used up, or a page number too large.
     #[error(transparent)]
     Pages(InvalidPages),
@@ -224,6 +231,7 @@ impl StoreSet {
     /// A line may use the tables before it only, so that no table can contain itself.
     pub fn open_table(&mut self, lines: &[Line]) -> Result<OpenTable, OpenTableError> {
         let definitions = Definition::all(lines)?;
+        pieces::check(lines)?;
         let Some(device) = definitions.iter().position(|table| table.name.is_none()) else {
             let end = lines.last().map_or(1, |line| line.position.line + 1);
             let end = Position { line: end, column: 1 };
@@ -542,6 +550,45 @@ mod tests {
         assert!(files.error(&device(DEPTH_MAX)).contains("more than 64 tables one above another"));
         let text = text.lines().take(DEPTH_MAX - 1).map(|line| format!("{line}\n"));
         files.open(&(text.collect::<String>() + "0 8 linear t62 0")).unwrap();
+    }
+
+    /// Tables that use the one before them twice, `count` of them, with a line each.
+    fn doubling(line: impl Fn(usize) -> String, count: usize) -> String {
+        (1..count).fold("t0: 0 8 zero\n".to_owned(), |text, table| text + &line(table) + "\n")
+    }
+
+    #[test]
+    fn open_table_of_too_many_pieces_is_refused_before_anything_is_opened() {
+        let files = Files::new(&[]);
+        let linear = |table: usize| {
+            let (half, below) = (8u64 << (table - 1), table - 1);
+            format!(
+                "t{table}: 0 {half} linear t{below} 0\nt{table}: {half} {half} linear t{below} 0"
+            )
+        };
+        let text = doubling(linear, 41) + "0 8 linear t40 0";
+        // 1, 4, 10, 22…: 3 * 2^n - 2, more than 65536 with t15's second line.
+        let expected =
+            "line 31, column 1: with this line its table is made of more than 65536 lines";
+        assert!(files.error(&text).starts_with(expected), "{}", files.error(&text));
+        // Other targets use tables too; the files that they name aren't there.
+        let striped = |table: usize| {
+            let below = table - 1;
+            format!("t{table}: 0 8 striped 2 8 t{below} 0 t{below} 0")
+        };
+        let mirror = |table: usize| {
+            let below = table - 1;
+            format!("t{table}: 0 8 mirror disk 2 t{below} 8 2 @/none 0 t{below} 0")
+        };
+        let snapshot = |table: usize| format!("t{0}: 0 8 snapshot t{1} t{1} P 8", table, table - 1);
+        let lines: [&dyn Fn(usize) -> String; 3] = [&striped, &mirror, &snapshot];
+        for line in lines {
+            let text = doubling(line, 17) + "0 8 linear t16 0";
+            let error = files.error(&text);
+            assert!(error.starts_with("line 17, column 1: with this line"), "{error}");
+        }
+        let few = doubling(linear, 15) + "0 8 linear t14 0";
+        files.open(&few).unwrap();
     }
 
     #[test]

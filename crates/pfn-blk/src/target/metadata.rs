@@ -19,7 +19,7 @@ use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
 
 use super::Target;
 use crate::bio::{BioError, BioVec, Buffer};
-use crate::page::{NrPages, PAGE_SHIFT, Pgoff, PgoffRange};
+use crate::page::{NrPages, PAGE_SHIFT, PAGE_SIZE, Pgoff, PgoffRange};
 use crate::persist::{PersistError, persist_all};
 
 /// The unit that a device writes whole or not at all.
@@ -68,15 +68,26 @@ pub enum InvalidMetadata {
     #[error("a part of the leg was written without the mirror, and the rest was not")]
     PartOfLeg,
     /// Made for something else.
-    #[error("it was made with {what} {is}, not {asked}")]
+    #[error("it was made for {what} of {}, not {}", bytes(*.is), bytes(*.asked))]
     Mismatch {
         /// Which property.
         what: &'static str,
-        /// What it was made with.
+        /// What it was made with, in pages.
         is: u64,
-        /// What was asked for.
+        /// What was asked for, in pages.
         asked: u64,
     },
+}
+
+/// A size, as an operator gives it.
+fn bytes(pages: u64) -> String {
+    let bytes = u128::from(pages) * u128::from(PAGE_SIZE);
+    let units = [(30, "GiB"), (20, "MiB"), (10, "KiB")];
+    let unit = units.into_iter().find(|(shift, _)| bytes % (1 << shift) == 0);
+    match unit {
+        Some((shift, unit)) if bytes > 0 => format!("{} {unit} ({bytes} bytes)", bytes >> shift),
+        _ => format!("{bytes} bytes"),
+    }
 }
 
 /// What a kind of target writes down.

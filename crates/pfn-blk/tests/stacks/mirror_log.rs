@@ -28,8 +28,14 @@ fn log_of_another_mirror_is_refused() {
             other => panic!("{other}"),
         }
     };
-    assert!(open(REGION, 8).ends_with("it was made with size in pages 16, not 8"));
-    assert!(open(1, LEG_PAGES).ends_with("it was made with region size in pages 2, not 1"));
+    assert!(
+        open(REGION, 8)
+            .ends_with("it was made for a size of 64 KiB (65536 bytes), not 32 KiB (32768 bytes)")
+    );
+    assert!(
+        open(1, LEG_PAGES)
+            .ends_with("it was made for regions of 8 KiB (8192 bytes), not 4 KiB (4096 bytes)")
+    );
 }
 
 /// Changes what stands in the log.

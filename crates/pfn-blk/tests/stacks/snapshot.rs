@@ -217,8 +217,14 @@ fn snapshot_of_other_geometry_is_refused() {
         InvalidSnapshot::Metadata(error) => error.to_string(),
         other => panic!("{other}"),
     };
-    assert!(refused(1, PAGES).ends_with("made with chunk size in pages 2, not 1"));
-    assert!(refused(CHUNK, 15).ends_with("made with size in pages 16, not 15"));
+    assert!(
+        refused(1, PAGES)
+            .ends_with("made for chunks of 8 KiB (8192 bytes), not 4 KiB (4096 bytes)")
+    );
+    assert!(
+        refused(CHUNK, 15)
+            .ends_with("made for a size of 64 KiB (65536 bytes), not 60 KiB (61440 bytes)")
+    );
     assert!(matches!(
         files.refusal(CHUNK, 17),
         InvalidSnapshot::LargerThanOrigin { nr_pages, .. } if nr_pages == NrPages::try_new(17).unwrap()

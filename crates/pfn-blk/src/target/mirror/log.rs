@@ -153,8 +153,8 @@ impl Loaded {
             return Err(InvalidMirror::SmallLog { log: device.nr_pages(), least });
         }
         let Some(header) = metadata::load::<LogHeader>(&*device, 1)? else { return Ok(loaded) };
-        check("size in pages", header.nr_pages.get(), geometry.nr_pages.get())?;
-        check("region size in pages", header.region.get(), geometry.region.get())?;
+        check("a size", header.nr_pages.get(), geometry.nr_pages.get())?;
+        check("regions", header.region.get(), geometry.region.get())?;
         let bitmap = metadata::read(&*device, range(1, pages)).map_err(InvalidMetadata::Read)?;
         loaded.read_bits(&bitmap);
         loaded.header = Some(header);

@@ -13,7 +13,7 @@ mod state;
 
 use std::io;
 use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock, TryLockError};
 
 use rustix::rand::{GetRandomFlags, getrandom};
 use tracing::{info, warn};
@@ -152,6 +152,8 @@ pub struct Mirror {
     access: Access,
     geometry: Geometry,
     log: Mutex<Log>,
+    /// How many regions were stale when that was last looked at.
+    known_stale: AtomicU64,
     /// How the legs are. Changed with the log locked.
     states: AtomicU32,
     /// Held while a region is written or copied: the legs get writes to it in one order.
@@ -232,6 +234,7 @@ impl Mirror {
             legs: RwLock::new(legs),
             access,
             geometry,
+            known_stale: AtomicU64::new(log.stale_count()),
             log: Mutex::new(log),
             states: AtomicU32::new(states.into()),
             regions: (0..REGION_LOCKS).map(|_| Mutex::new(())).collect(),
@@ -244,12 +247,33 @@ impl Mirror {
     }
 
     /// How it is.
+    ///
+    /// Doesn't wait for the log while that is written, as a disk may hang: what is stale is then told
+    /// as it was last known.
     pub fn status(&self) -> MirrorStatus {
-        let log = lock(&self.log);
+        let log = match self.log.try_lock() {
+            Ok(log) => Some(log),
+            Err(TryLockError::Poisoned(log)) => Some(log.into_inner()),
+            Err(TryLockError::WouldBlock) => None,
+        };
+        match log {
+            Some(log) => self.status_by(&log),
+            None => self.status_with(self.known_stale.load(Ordering::Relaxed)),
+        }
+    }
+
+    /// The same, as the log has it.
+    fn status_by(&self, log: &Log) -> MirrorStatus {
+        let stale = log.stale_count();
+        self.known_stale.store(stale, Ordering::Relaxed);
+        self.status_with(stale)
+    }
+
+    fn status_with(&self, stale: u64) -> MirrorStatus {
         let states = self.states();
         MirrorStatus {
             legs: (0..self.leg_count()).map(|leg| states.of(leg)).collect(),
-            stale: log.stale_count(),
+            stale,
             regions: self.geometry.regions(),
         }
     }

@@ -62,7 +62,7 @@ impl Mirror {
         }
         drop(log);
         done?;
-        Ok(self.status())
+        Ok(self.status_by(&lock(&self.log)))
     }
 
     /// The legs that were dropped are written again. Before they are, it is written down what they

@@ -60,9 +60,9 @@ impl Map {
         };
         let (was, asked) = (header.nr_pages.get(), layout.nr_pages.get());
         if was == 0 || was > asked {
-            check("size in pages", was, asked)?;
+            check("a size", was, asked)?;
         }
-        check("chunk size in pages", header.chunk.get(), layout.chunk.get())?;
+        check("chunks", header.chunk.get(), layout.chunk.get())?;
         let mut map = Self::new(layout);
         let count = header.count.get();
         if count > layout.capacity {
@@ -86,7 +86,7 @@ impl Map {
         let is_cut = was % layout.chunk.get() != 0;
         let last = was / layout.chunk.get();
         if was < asked && is_cut && map.by_chunk.keys().any(|chunk| u64::from(*chunk) == last) {
-            check("size in pages", was, asked)?;
+            check("a size", was, asked)?;
         }
         Ok(Some((map, header.record())))
     }
