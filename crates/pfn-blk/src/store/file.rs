@@ -7,11 +7,13 @@ use std::io::{self, Seek, SeekFrom};
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
 use std::os::unix::fs::{FileExt, FileTypeExt, MetadataExt};
 use std::path::Path;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::UNIX_EPOCH;
 
 use rustix::fs::{AtFlags, FileType, FlockOperation, FsWord, Mode, OFlags, StatxFlags};
 use rustix::io::Errno;
 use thiserror::Error;
+use tracing::warn;
 
 use super::origin::forget_all;
 use super::{Access, OriginMark, Store, attribute, generation, origin_mark, write_out};
@@ -125,6 +127,7 @@ pub struct FileStore {
     access: Access,
     is_persistent: bool,
     alignment: NrPages,
+    warned_of_removal: AtomicBool,
 }
 
 impl FileStore {
@@ -222,17 +225,34 @@ impl FileStore {
         let name = path.display().to_string();
         let mapped = reopen(&file, flags(access))?;
         let (is_persistent, alignment) = filesystem(&file)?;
-        Ok(Self { name, file, mapped, bytes, nr_pages, access, is_persistent, alignment })
+        Ok(Self {
+            name,
+            file,
+            mapped,
+            bytes,
+            nr_pages,
+            access,
+            is_persistent,
+            alignment,
+            warned_of_removal: AtomicBool::new(false),
+        })
     }
 }
 
 impl FileStore {
-    /// That nobody has cut off its end.
+    /// That nobody has cut off its end. Warns if it was removed, once.
     fn check_whole(&self) -> io::Result<()> {
         // No more than that: on ext4 and XFS, since Linux 6.13, a store behind a look at the file's
         // times must write new ones, and the next sync takes 40 µs more.
-        let wanted = StatxFlags::TYPE | StatxFlags::SIZE;
+        let wanted = StatxFlags::TYPE | StatxFlags::SIZE | StatxFlags::NLINK;
         let stat = rustix::fs::statx(&self.file, "", AtFlags::EMPTY_PATH, wanted)?;
+        if stat.stx_nlink == 0 && !self.warned_of_removal.swap(true, Ordering::Relaxed) {
+            warn!(
+                store = self.name,
+                "the file was removed while it is served; what is written to it is lost when the \
+                 daemon ends: copy the device in the guest"
+            );
+        }
         let is_file = FileType::from_raw_mode(stat.stx_mode.into()) == FileType::RegularFile;
         if is_file && stat.stx_size < self.bytes {
             let lost = "the file was cut off; what was behind its end is lost";
@@ -257,6 +277,12 @@ impl Store for FileStore {
 
     fn is_persistent(&self) -> bool {
         self.is_persistent
+    }
+
+    fn is_removed(&self) -> bool {
+        let flags = AtFlags::EMPTY_PATH | AtFlags::STATX_DONT_SYNC;
+        let stat = rustix::fs::statx(&self.file, "", flags, StatxFlags::NLINK);
+        stat.is_ok_and(|stat| stat.stx_nlink == 0)
     }
 
     fn alignment(&self) -> NrPages {
@@ -535,6 +561,19 @@ mod tests {
         assert_eq!(file.metadata().unwrap().len(), 4096);
         file.set_len(4 * 4096).unwrap();
         store.write(Pgoff::try_new(3).unwrap(), &[7; 4096]).unwrap();
+        store.persist().unwrap();
+    }
+
+    #[test]
+    fn file_that_was_removed_is_told_of() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("file");
+        let (store, _) = FileStore::open_sized(&path, pages(1)).unwrap();
+        std::fs::hard_link(&path, dir.path().join("other")).unwrap();
+        std::fs::remove_file(&path).unwrap();
+        assert!(!store.is_removed(), "there is another name");
+        std::fs::remove_file(dir.path().join("other")).unwrap();
+        assert!(store.is_removed());
         store.persist().unwrap();
     }
 

@@ -69,6 +69,10 @@ where
         self.store.is_persistent()
     }
 
+    fn is_removed(&self) -> bool {
+        self.store.is_removed()
+    }
+
     fn alignment(&self) -> NrPages {
         self.store.alignment()
     }

@@ -54,6 +54,11 @@ impl Store for MemoryStore {
         false
     }
 
+    fn is_removed(&self) -> bool {
+        // It never had a name.
+        false
+    }
+
     fn fd(&self) -> BorrowedFd<'_> {
         self.file.as_fd()
     }

@@ -49,6 +49,8 @@ pub trait Store: fmt::Debug + Send + Sync {
     fn access(&self) -> Access;
     /// Whether it keeps what was persisted when the machine goes off.
     fn is_persistent(&self) -> bool;
+    /// Whether the file was removed, and goes when the store does. Doesn't wait for a disk.
+    fn is_removed(&self) -> bool;
     /// Where a mapping of it may begin and end: at multiples of this.
     fn alignment(&self) -> NrPages {
         NrPages::ONE

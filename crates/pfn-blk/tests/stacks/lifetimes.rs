@@ -161,6 +161,9 @@ fn no_pfn_is_handed_out_twice_in_a_million_rounds() {
         fn is_persistent(&self) -> bool {
             true
         }
+        fn is_removed(&self) -> bool {
+            false
+        }
         fn fd(&self) -> std::os::fd::BorrowedFd<'_> {
             rustix::stdio::stdin()
         }

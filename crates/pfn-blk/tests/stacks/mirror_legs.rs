@@ -665,6 +665,9 @@ impl Store for NoNotes {
     fn is_persistent(&self) -> bool {
         self.0.is_persistent()
     }
+    fn is_removed(&self) -> bool {
+        self.0.is_removed()
+    }
     fn fd(&self) -> std::os::fd::BorrowedFd<'_> {
         self.0.fd()
     }

@@ -236,6 +236,10 @@ impl Store for VolatileStore {
         true
     }
 
+    fn is_removed(&self) -> bool {
+        self.memory.is_removed()
+    }
+
     fn fd(&self) -> BorrowedFd<'_> {
         self.memory.fd()
     }

@@ -11,7 +11,7 @@
 
 use std::io;
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
+use std::sync::{Arc, Mutex, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
 use std::time::SystemTime;
 
 use pfn_blk::{
@@ -31,7 +31,10 @@ pub const LAYERS_MAX: usize = 16;
 #[non_exhaustive]
 pub enum LayerError {
     /// The window is direct: what a guest writes is in the stores at once.
-    #[error("the region is mapped directly; serve it with --window served to take snapshots of it")]
+    #[error(
+        "the window is direct: the guest maps the files themselves; restart the daemon with \
+         --window served for snapshots and changes while it runs"
+    )]
     Direct,
     /// There is no layer.
     #[error("there is no snapshot that was taken of what is served")]
@@ -106,6 +109,34 @@ impl Failure {
     }
 }
 
+/// A store whose sync is running.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Syncing {
+    /// The store's name.
+    pub store: String,
+    /// When it began.
+    pub since: SystemTime,
+}
+
+impl Syncing {
+    /// The sync of `pagemap`'s store, if one is running. Doesn't wait for it.
+    pub fn of(pagemap: &Pagemap) -> Option<Self> {
+        let since = pagemap.syncing_since()?;
+        Some(Self { store: pagemap.store().name().to_owned(), since })
+    }
+}
+
+/// What is told of the layers.
+#[derive(Debug, Clone, Default)]
+pub(super) struct Told {
+    /// The first one taken first.
+    pub(super) layers: Vec<Layer>,
+    /// The COW stores that failed a sync, and why.
+    pub(super) failures: Vec<Failure>,
+    /// The COW stores that are being synced.
+    pub(super) syncing: Vec<Syncing>,
+}
+
 /// A region with layers over it.
 #[derive(Debug)]
 pub(super) struct Layers {
@@ -114,6 +145,8 @@ pub(super) struct Layers {
     left: Vec<PathBuf>,
     /// Each over the one before it. Locked for writing while one comes or goes.
     stack: RwLock<Vec<Over>>,
+    /// What was told last.
+    told: Mutex<Told>,
 }
 
 /// What is over another.
@@ -128,7 +161,7 @@ struct Over {
 impl Layers {
     /// `bottom`, without the layers in `left` as yet.
     pub(super) fn new(bottom: Arc<Region>, left: Vec<PathBuf>) -> Self {
-        Self { bottom, left, stack: RwLock::default() }
+        Self { bottom, left, stack: RwLock::default(), told: Mutex::default() }
     }
 
     fn stack(&self) -> RwLockReadGuard<'_, Vec<Over>> {
@@ -161,10 +194,19 @@ impl Layers {
         self.top(&self.stack()).persist(self.pages())
     }
 
-    /// The layers, the first one taken first.
-    pub(super) fn list(&self) -> Vec<Layer> {
+    /// How the layers are; or, while one comes or goes, how they were before. That waits for the
+    /// disk, which may hang, and a status must not.
+    pub(super) fn told(&self) -> Told {
         let layer = |over: &Over| Layer { cow: over.cow.clone(), usage: over.snapshot.usage() };
-        self.stack().iter().map(layer).collect()
+        let mut told = self.told.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Ok(stack) = self.stack.try_read() {
+            *told = Told {
+                layers: stack.iter().map(layer).collect(),
+                failures: stack.iter().filter_map(|over| Failure::of(&over.store)).collect(),
+                syncing: stack.iter().filter_map(|over| Syncing::of(&over.store)).collect(),
+            };
+        }
+        told.clone()
     }
 
     /// Keeps what is written from now on in a new file at `cow`, or a blank one. Beneath it all
@@ -246,11 +288,6 @@ impl Layers {
         }
     }
 
-    /// The COW stores that failed a sync, and why.
-    pub(super) fn failures(&self) -> Vec<Failure> {
-        self.stack().iter().filter_map(|over| Failure::of(&over.store)).collect()
-    }
-
     /// Takes the failures of COW stores back, if they can be synced now.
     pub(super) fn clear_failures(&self) -> Result<(), LayerError> {
         let clear = |over: &Over| Ok(over.store.clear_failure().map(drop)?);
@@ -322,7 +359,7 @@ mod tests {
         write(&layers, 2, 3);
         write(&layers, 1, 4);
         assert_eq!(all(&layers), [1, 4, 3, 0]);
-        let used: Vec<_> = layers.list().iter().map(|layer| layer.usage.used).collect();
+        let used: Vec<_> = layers.told().layers.iter().map(|layer| layer.usage.used).collect();
         assert_eq!(used, [1, 1]);
         assert_eq!([0, 1, 2].map(|at| value(|p, b| bottom.read(p, b), at)), [1, 0, 0]);
 
@@ -332,7 +369,7 @@ mod tests {
         assert_eq!(layers.merge().unwrap(), cow("one"));
         assert_eq!(all(&layers), [1, 2, 0, 5]);
         assert_eq!([0, 1, 2, 9].map(|at| value(|p, b| bottom.read(p, b), at)), [1, 2, 0, 5]);
-        assert!(layers.list().is_empty());
+        assert!(layers.told().layers.is_empty());
     }
 
     #[test]
@@ -352,7 +389,20 @@ mod tests {
         assert_eq!(std::fs::read(&other).unwrap(), [7; 4096 * 20]);
         let none = dir.path().join("none/cow");
         assert!(matches!(layers.take_snapshot(&none), Err(LayerError::Store(_))));
-        assert!(layers.list().is_empty());
+        assert!(layers.told().layers.is_empty());
+    }
+
+    #[test]
+    fn layers_are_told_while_one_comes_or_goes_as_they_were_before() {
+        let dir = tempfile::tempdir().unwrap();
+        let layers = Layers::new(whole(), Vec::new());
+        layers.take_snapshot(&dir.path().join("cow")).unwrap();
+        assert_eq!(layers.told().layers.len(), 1);
+        write(&layers, 1, 1);
+        let alone = layers.stack_alone();
+        assert_eq!(layers.told().layers[0].usage.used, 0);
+        drop(alone);
+        assert_eq!(layers.told().layers[0].usage.used, 1);
     }
 
     #[test]
@@ -364,7 +414,7 @@ mod tests {
         (0..PAGES).for_each(|at| write(&layers, at, at + 1));
         failing.store(true, Ordering::SeqCst);
         assert!(matches!(layers.merge(), Err(LayerError::Merge(_))));
-        assert_eq!(layers.list().len(), 1);
+        assert_eq!(layers.told().layers.len(), 1);
         layers.persist().unwrap();
         failing.store(false, Ordering::SeqCst);
         layers.merge().unwrap();

@@ -46,7 +46,7 @@ use thiserror::Error;
 
 pub use self::confinement::{ServedThread, confine_served_threads};
 use self::layers::Layers;
-pub use self::layers::{Failure, LAYER_CHUNK, LAYERS_MAX, Layer, LayerError};
+pub use self::layers::{Failure, LAYER_CHUNK, LAYERS_MAX, Layer, LayerError, Syncing};
 use self::lending::Lending;
 pub use self::namespace::allow_served_windows;
 use self::openings::Openings;
@@ -188,12 +188,17 @@ pub(crate) struct LiveLayers {
 impl LiveLayers {
     /// The layers, the first one taken first.
     pub(crate) fn list(&self) -> Vec<Layer> {
-        self.served.layers.list()
+        self.served.layers.told().layers
     }
 
     /// Its stores that failed a sync.
     pub(crate) fn failures(&self) -> Vec<Failure> {
-        self.served.layers.failures()
+        self.served.layers.told().failures
+    }
+
+    /// Its stores that are being synced.
+    pub(crate) fn syncing(&self) -> Vec<Syncing> {
+        self.served.layers.told().syncing
     }
 
     /// What the window itself remembers to have failed.
@@ -302,6 +307,11 @@ impl Store for ServedStore {
     fn is_persistent(&self) -> bool {
         // As far as the stores behind it are.
         true
+    }
+
+    fn is_removed(&self) -> bool {
+        // Its file has no name to begin with.
+        false
     }
 
     fn fd(&self) -> BorrowedFd<'_> {

@@ -538,3 +538,25 @@ impl Target for Mirror {
 
     fn stores<'a>(&'a self, _visit: &mut dyn FnMut(&'a Pagemap)) {}
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::testing::faulty_store;
+
+    #[test]
+    fn status_while_the_log_is_written_is_the_last_known() {
+        let mut space = crate::PfnSpace::new();
+        let mut leg = |name| (space.add(faulty_store(name, 4).0).unwrap() as _, Pgoff::ZERO);
+        let legs = vec![leg("a"), leg("b")];
+        let log = MirrorLog { device: None, region: NrPages::ONE, in_sync: InSync::AsLogged };
+        let mirror = Mirror::open(legs, log, NrPages::try_new(4).unwrap()).unwrap();
+        assert_eq!(mirror.status().stale, 4);
+        mirror.resync().unwrap();
+        let writing = lock(&mirror.log);
+        let status = mirror.status();
+        assert_eq!((status.stale, status.regions), (0, 4));
+        drop(writing);
+        assert_eq!(mirror.status(), status);
+    }
+}
