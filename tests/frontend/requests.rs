@@ -5,10 +5,13 @@
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
+use vhost::vhost_user::VhostUserFrontend;
+use vhost::{VhostBackend, VringConfigData};
+
 use crate::driver::{BUFFERS, Descriptor, NEXT, QUEUE_SIZE, RAM, RAM_SIZE, WRITE};
 use crate::server::Server;
 use crate::store::Control;
-use crate::vmm::{Abilities, Vmm};
+use crate::vmm::{Abilities, USER_RAM, Vmm};
 
 const SIZE: u64 = 1 << 20;
 
@@ -92,6 +95,49 @@ fn batch_is_synced_once_and_answered_whole() {
         assert_eq!(vmm.driver.answer().1, 4);
     }
     assert_eq!(control.syncs(), before + 1);
+}
+
+/// Of 32768 requests, which all lie in the same place: crosvm has such a queue.
+#[test]
+fn queue_of_the_largest_size_is_answered_whole() {
+    const SIZE_MAX: u16 = 1 << 15;
+    const RINGS: [u64; 3] = [RAM, RAM + 0x8_1000, RAM + 0xa_0000];
+    let (server, control) = Server::controlled(SIZE);
+    let abilities = Abilities { event_idx: false, ..Abilities::default() };
+    let mut vmm = Vmm::connect(&server.socket(), abilities);
+    vmm.prepare();
+    let [desc, avail, used] = RINGS;
+    let (request, response) = (RAM + 0x9_8000, RAM + 0x9_8010);
+    vmm.driver.write_descriptor(desc, (request, 4, NEXT, 1));
+    vmm.driver.write_descriptor(desc + 16, (response, 4, WRITE, 0));
+    vmm.driver.write_u32(response, 0x5555_5555);
+    let user = RINGS.map(|ring| ring - RAM + USER_RAM);
+    let addresses = VringConfigData {
+        queue_max_size: SIZE_MAX,
+        queue_size: SIZE_MAX,
+        flags: 0,
+        desc_table_addr: user[0],
+        avail_ring_addr: user[1],
+        used_ring_addr: user[2],
+        log_addr: None,
+    };
+    vmm.frontend.set_vring_num(0, SIZE_MAX).unwrap();
+    vmm.frontend.set_vring_base(0, 0).unwrap();
+    vmm.frontend.set_vring_addr(0, &addresses).unwrap();
+    vmm.frontend.set_vring_call(0, &vmm.driver.call).unwrap();
+    vmm.frontend.set_vring_kick(0, &vmm.driver.kick).unwrap();
+    // The index, behind the flags.
+    vmm.driver.write_u32(avail, u32::from(SIZE_MAX) << 16);
+    vmm.frontend.set_vring_enable(0, true).unwrap();
+    vmm.driver.kick.write(1).unwrap();
+    while vmm.driver.read_u32(used) >> 16 != u32::from(SIZE_MAX) {
+        std::thread::yield_now();
+    }
+    assert_eq!((vmm.driver.read_u32(response), control.syncs()), (0, 1));
+    let counts = server.device.counts();
+    assert_eq!(counts.flushes_done, u64::from(SIZE_MAX));
+    assert_eq!(counts.batches.bounds.last(), Some(&SIZE_MAX.into()));
+    assert_eq!(counts.batches.counts.last(), Some(&0), "a batch is no larger");
 }
 
 #[test]

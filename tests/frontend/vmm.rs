@@ -34,7 +34,7 @@ use vmm_sys_util::eventfd::{EFD_CLOEXEC, EFD_NONBLOCK, EventFd};
 use crate::driver::{AVAIL, DESC, Driver, QUEUE_SIZE, RAM, RAM_SIZE, USED};
 
 /// Where the VMM would have guest RAM in its own address space.
-const USER_RAM: u64 = 0x7000_0000_0000;
+pub(crate) const USER_RAM: u64 = 0x7000_0000_0000;
 /// Where a PCI BAR would show the shared memory region to the guest.
 const BAR: u64 = 0x40_0000_0000;
 

@@ -18,7 +18,7 @@ use vhost::vhost_user::Backend;
 use vhost::vhost_user::message::{VhostUserProtocolFeatures, VhostUserShMemConfig};
 use vhost_user_backend::{ShutdownHandle, VhostUserBackend};
 use virtio_queue::Error as QueueError;
-use vm_memory::GuestAddressSpace;
+use vm_memory::{GuestAddressSpace, GuestMemoryMmap};
 use vmm_sys_util::epoll::EventSet;
 use vmm_sys_util::event::{EventConsumer, EventNotifier};
 
@@ -29,20 +29,23 @@ use crate::gpa::GpaWindow;
 use crate::guest_memory::GuestMemory;
 use crate::mapping::{MapError, MapState, Mapping};
 use crate::negotiation::{GPA_PROTOCOL_FEATURES, Negotiation, PROTOCOL_FEATURES, Refusal};
+use crate::page_structs;
 use crate::poll::Polling;
 use crate::queue::{self, Batch};
 use crate::request::Unanswerable;
 use crate::vring::{LibraryMemory, Vring};
 
-/// Linux has at most one flush a device in flight since 2026, older kernels as many as the queue
-/// holds.
-const QUEUE_SIZE_MAX: usize = 256;
+/// The most that virtio knows (2.7). crosvm offers it; Linux has at most one flush a device in flight
+/// since 2026, older kernels as many as the queue holds.
+pub(crate) const QUEUE_SIZE_MAX: usize = 32768;
 
 /// How often to look for requests before others may run, which takes longer than a look.
 const LOOKS: u32 = 32;
 
 /// The queue thread's event for a store that is to go; the numbers below are the library's.
 pub(crate) const REVOKED: u64 = 2;
+/// Its event for a further frontend, which waits until this one has gone.
+pub(crate) const OTHER_WAITS: u64 = 3;
 
 pub(crate) struct Connection {
     device: Arc<Device>,
@@ -52,6 +55,8 @@ pub(crate) struct Connection {
     /// Where the VMM maps the window by itself, and whether it has.
     gpa: Option<Arc<GpaWindow>>,
     refused: Mutex<Option<Refusal>>,
+    /// Whether a memory table came.
+    has_told_ram: AtomicBool,
     exit: ExitEvent,
     closed: Arc<AtomicBool>,
     /// Present once the frontend is connected.
@@ -74,6 +79,7 @@ impl Connection {
             gpa,
             mapping: MapState::new()?,
             refused: Mutex::default(),
+            has_told_ram: AtomicBool::new(false),
             exit: ExitEvent::new()?,
             closed: Arc::default(),
             hang_up: OnceLock::new(),
@@ -140,7 +146,7 @@ impl Connection {
         self.device.health().refused(refusal);
         let mut refused = self.refused.lock().unwrap_or_else(PoisonError::into_inner);
         if refused.replace(refusal) != Some(refusal) {
-            warn!("no persistent memory for this guest: {refusal}");
+            self.device.log_refusal(refusal);
         }
     }
 
@@ -192,6 +198,18 @@ impl Connection {
         }
     }
 
+    /// Warns of a guest with little RAM, by the first memory table: later ones have what is mapped too.
+    fn look_at_ram(&self, memory: &GuestMemoryMmap) {
+        if self.has_told_ram.swap(true, Ordering::SeqCst) {
+            return;
+        }
+        let bytes = self.device.region().nr_pages().bytes();
+        let window = if self.gpa.is_some() { bytes } else { 0 };
+        if let Err(cramped) = page_structs::check(bytes, memory, window) {
+            self.device.warn_throttled("the guest has little RAM for this device", &cramped);
+        }
+    }
+
     /// Whether the VMM has the window where it is to be, if it maps it by itself.
     fn is_placed(&self) -> bool {
         let Some(window) = &self.gpa else { return true };
@@ -226,7 +244,10 @@ impl Connection {
             return;
         }
         self.close();
-        warn!("frontend dropped: it shrank the file that is its guest's memory");
+        self.device.warn_throttled(
+            "frontend dropped: it shrank the file that is its guest's memory",
+            &io::Error::from(io::ErrorKind::UnexpectedEof),
+        );
         if let Some(handle) = self.hang_up.get() {
             handle.shutdown();
         }
@@ -387,6 +408,7 @@ impl VhostUserBackend for Connection {
         if let Some(window) = &self.gpa {
             window.update(self.device.region(), &memory);
         }
+        self.look_at_ram(&memory);
         self.memory.replace((*memory).clone())?;
         // Requests that can't be answered may lie in what is shared now.
         self.vring.get().into_iter().for_each(Vring::kick);
@@ -421,6 +443,10 @@ impl VhostUserBackend for Connection {
         vrings: &[Vring],
         _thread: usize,
     ) -> io::Result<()> {
+        if u64::from(event) == OTHER_WAITS {
+            self.device.log_other_waits();
+            return Ok(());
+        }
         if u64::from(event) == REVOKED {
             // It may be done already, while the queue was served.
             if self.mapping.is_revoked() {

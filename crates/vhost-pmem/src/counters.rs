@@ -15,7 +15,7 @@ use crate::request::Request;
 use crate::spec::{RequestType, Status};
 
 /// The sizes that batches are sorted by, in requests. A queue holds no more than the last.
-const BATCH_SIZES: [u64; 9] = [1, 2, 4, 8, 16, 32, 64, 128, 256];
+const BATCH_SIZES: [u64; 12] = [1, 2, 4, 8, 16, 32, 64, 128, 256, 1024, 4096, 32768];
 
 /// The times that syncs are sorted by, in nanoseconds: from memory to a disk that hangs.
 const SYNC_NANOSECONDS: [u64; 19] = [

@@ -22,6 +22,7 @@ use crate::limit::Limit;
 use crate::request::{Request, Unanswerable};
 use crate::served::{
     self, Failure, Layer, LayerError, Layered, LiveLayers, Publication, Publish, ServeWindowError,
+    Syncing,
 };
 use crate::spec::{Config, RequestType, Status};
 use crate::throttle::Throttle;
@@ -54,6 +55,7 @@ pub struct Device {
     /// Limits what a guest can have logged, of what went wrong and of what went well.
     warnings: Throttle,
     activations: Throttle,
+    frontends: Throttle,
     health: Health,
     counters: Arc<Counters>,
 }
@@ -116,6 +118,7 @@ impl Device {
             batch: Mutex::new(()),
             warnings: Throttle::new(),
             activations: Throttle::new(),
+            frontends: Throttle::of_frontends(),
             health: Health::default(),
             counters,
         })
@@ -254,6 +257,13 @@ impl Device {
         window.into_iter().chain(layers.failures()).collect()
     }
 
+    /// What is being synced, of what the device has made itself.
+    pub fn syncing(&self) -> Vec<Syncing> {
+        let Some(layers) = &self.layers else { return Vec::new() };
+        let window = self.window_store().and_then(Syncing::of);
+        window.into_iter().chain(layers.syncing()).collect()
+    }
+
     /// Takes these failures back, if all can be synced now.
     pub fn clear_failures(&self) -> Result<(), LayerError> {
         let Some(layers) = &self.layers else { return Ok(()) };
@@ -373,6 +383,30 @@ impl Device {
     /// Waits until every request that was taken is answered; none is taken while the guard lives.
     pub fn quiesce(&self) -> MutexGuard<'_, ()> {
         self.batch.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Whether a frontend's coming, and what becomes of it, may be logged; if so, how many were not.
+    pub(crate) fn admit_frontend(&self) -> Option<u64> {
+        self.frontends.admit()
+    }
+
+    /// Logs that a frontend has connected that isn't served before another one leaves.
+    pub(crate) fn log_other_waits(&self) {
+        if let Some(suppressed) = self.frontends.admit() {
+            let suppressed = NonZeroU64::new(suppressed);
+            warn!(
+                suppressed,
+                "another frontend waits until this one leaves; one is served at a time"
+            );
+        }
+    }
+
+    /// Logs why a guest gets no pages.
+    pub(crate) fn log_refusal(&self, refusal: impl Error) {
+        if let Some(suppressed) = self.frontends.admit() {
+            let suppressed = NonZeroU64::new(suppressed);
+            warn!(suppressed, "no persistent memory for this guest: {refusal}");
+        }
     }
 
     /// Logs that a guest's mapping was made.

@@ -8,7 +8,6 @@ use std::ops::Deref;
 use std::sync::{Arc, Mutex, PoisonError};
 
 use rustix::fs::{FsWord, fstatfs};
-use tracing::warn;
 use vm_memory::{GuestMemoryBackend, GuestMemoryMmap, GuestMemoryRegion};
 
 use crate::sigbus::Watched;
@@ -76,8 +75,8 @@ fn check_huge_pages(region: &<GuestMemoryMmap as GuestMemoryBackend>::R) -> io::
     let page = u64::try_from(filesystem.f_bsize).map_err(io::Error::other)?;
     let len = region.len();
     if filesystem.f_type == HUGETLBFS && len % page != 0 {
-        warn!(bytes = len, page, "frontend refused: its guest's memory is not whole huge pages");
-        return Err(io::Error::other("guest memory is not whole huge pages"));
+        let what = format!("guest memory of {len} bytes is not whole huge pages of {page} bytes");
+        return Err(io::Error::other(what));
     }
     Ok(())
 }
@@ -128,7 +127,8 @@ mod tests {
         for len in [0x1000, HUGE + 0x1000] {
             let Some((_, memory)) = memory(len) else { return };
             let error = Table::watch(memory).err().unwrap();
-            assert_eq!(error.to_string(), "guest memory is not whole huge pages");
+            let expected = format!("of {len} bytes is not whole huge pages of {HUGE} bytes");
+            assert!(error.to_string().ends_with(&expected), "{error}");
         }
     }
 }

@@ -43,6 +43,7 @@
 //! | `counters` | what a device has done so far |
 //! | `health` | how it and its guest get on now |
 //! | `page_cache` | how much of a file is in memory |
+//! | `page_structs` | whether a guest has RAM enough for a device |
 //! | `device` | region and flush, no vhost-user |
 //! | `connection` | vhost-user requests and queue events of one frontend |
 //! | `server` | one frontend after another |
@@ -63,6 +64,7 @@ mod limit;
 mod mapping;
 mod negotiation;
 mod page_cache;
+mod page_structs;
 mod poll;
 mod queue;
 #[cfg(test)]
@@ -86,7 +88,7 @@ pub use page_cache::{CachedPages, cached_pages};
 pub use request::Unanswerable;
 pub use served::{
     Failure, LAYER_CHUNK, LAYERS_MAX, Layer, LayerError, Layered, Publish, PublishError,
-    ServeWindowError, ServedThread, allow_served_windows, confine_served_threads, unpublish,
+    ServeWindowError, ServedThread, Syncing, allow_served_windows, confine_served_threads, unpublish,
 };
 pub use server::ServeError;
 pub use window::{

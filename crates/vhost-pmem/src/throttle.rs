@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
 
-//! Keeps a guest from filling the log.
+//! Keeps guests and frontends from filling the log.
 
 use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
@@ -11,17 +11,31 @@ pub(crate) struct Throttle(Mutex<State>);
 
 #[derive(Debug)]
 struct State {
+    burst: u32,
+    interval: Duration,
     tokens: u32,
     refilled: Instant,
     suppressed: u64,
 }
 
+/// For what a guest can cause.
 const BURST: u32 = 10;
 const INTERVAL: Duration = Duration::from_secs(10);
+/// For frontends that come and go: more, as each is an operator's doing, unless it storms.
+const FRONTENDS: (u32, Duration) = (30, Duration::from_secs(2));
 
 impl Throttle {
     pub(crate) fn new() -> Self {
-        Self(Mutex::new(State { tokens: BURST, refilled: Instant::now(), suppressed: 0 }))
+        Self::of((BURST, INTERVAL))
+    }
+
+    pub(crate) fn of_frontends() -> Self {
+        Self::of(FRONTENDS)
+    }
+
+    fn of((burst, interval): (u32, Duration)) -> Self {
+        let refilled = Instant::now();
+        Self(Mutex::new(State { burst, interval, tokens: burst, refilled, suppressed: 0 }))
     }
 
     /// Whether an event may be logged now; if so, how many before it were not.
@@ -31,11 +45,12 @@ impl Throttle {
 
     fn admit_at(&self, now: Instant) -> Option<u64> {
         let mut state = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        while state.tokens < BURST && now.duration_since(state.refilled) >= INTERVAL {
-            state.refilled += INTERVAL;
+        let interval = state.interval;
+        while state.tokens < state.burst && now.duration_since(state.refilled) >= interval {
+            state.refilled += interval;
             state.tokens += 1;
         }
-        if state.tokens == BURST {
+        if state.tokens == state.burst {
             state.refilled = now;
         }
         if state.tokens == 0 {

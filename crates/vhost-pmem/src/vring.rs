@@ -13,8 +13,9 @@
 
 use std::fs::File;
 use std::io::{self, IoSliceMut, Write};
+use std::num::NonZeroU64;
 use std::sync::atomic::Ordering;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, LazyLock, Mutex, MutexGuard, PoisonError};
 
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::fs::{MemfdFlags, memfd_create};
@@ -24,10 +25,15 @@ use vhost_user_backend::{VringMutex, VringState, VringStateGuard, VringStateMutG
 use virtio_queue::{Error as QueueError, Queue, QueueT};
 use vm_memory::{GuestAddress, GuestAddressSpace, GuestMemoryAtomic, GuestMemoryMmap};
 
+use crate::throttle::Throttle;
+
 /// The library's view of the guest's memory. Only the used index is read through it, where a ring
 /// starts.
 pub(crate) type LibraryMemory = GuestMemoryAtomic<GuestMemoryMmap>;
 type State = VringState<LibraryMemory>;
+
+/// Limits what frontends that come again and again can have logged.
+static REFUSALS: LazyLock<Throttle> = LazyLock::new(Throttle::of_frontends);
 
 /// The queue's vring.
 #[derive(Clone)]
@@ -84,7 +90,10 @@ impl Vring {
             let mut fds = self.fds();
             fds.kick = None;
             if !std::mem::replace(&mut fds.refused, true) {
-                warn!("the frontend's queue is of no use: {why}");
+                if let Some(suppressed) = REFUSALS.admit() {
+                    let suppressed = NonZeroU64::new(suppressed);
+                    warn!(suppressed, "the frontend's queue is of no use: {why}");
+                }
             }
         }
         let deaf = memfd_create("deaf", MemfdFlags::CLOEXEC).ok();

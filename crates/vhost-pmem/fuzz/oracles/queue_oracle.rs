@@ -47,7 +47,7 @@ pub(crate) fn check(data: &[u8]) {
     memory.write_slice(&next.to_le_bytes(), GuestAddress(used + 2)).unwrap();
     let bytes_now = bytes(&memory);
     let mut model = Model { bytes: bytes_now, size, event_idx, avail, used, next, num_added: 0 };
-    let vring = Vring::new(GuestMemoryAtomic::new(memory.clone()), 256).unwrap();
+    let vring = Vring::new(GuestMemoryAtomic::new(memory.clone()), 1 << 15).unwrap();
     vring.set_queue_size(size);
     vring.set_queue_info(DESC, avail, used).unwrap();
     vring.set_queue_next_avail(next.wrapping_add(1));
