@@ -18,7 +18,7 @@ use crate::user::User;
 /// Serves files as a virtio-pmem device to a vhost-user frontend such as QEMU, so that a guest
 /// mounts them with DAX.
 ///
-/// Runs in the foreground, serves one frontend after another, and ends on SIGTERM or SIGINT.
+/// Runs in the foreground, serves one frontend after another, and ends on SIGTERM, SIGINT or SIGHUP.
 #[derive(Debug, Parser)]
 #[command(
     name = "vhost-pmemd",

@@ -8,6 +8,7 @@ mod capabilities;
 mod chain;
 mod check;
 mod cli;
+mod clients;
 mod confinement;
 mod control;
 mod fleet;
@@ -36,17 +37,20 @@ use std::time::Duration;
 use anyhow::{Context, bail};
 use clap::Parser;
 use tracing::{debug, field, info, warn};
-use vhost_pmem::{Device, Layered, ServedThread};
+use vhost_pmem::{Device, Layered, ServeError, ServedThread};
 
 use crate::backing::Backing;
 use crate::cli::{Cli, Command, ControlArgs, MergeArgs};
-use crate::control::{Clients, Operator, OwnProcess, Request};
+use crate::control::{ClientSource, Operator, OwnProcess, Request};
 use crate::janitor::Leavings;
 use crate::log::Log;
 use crate::printable::printable_lines;
 use crate::sandbox::Role;
 use crate::size::ByteSize;
 use crate::socket::Endpoint;
+
+/// How long to wait where the system has nothing left for a frontend's connection.
+const PAUSE: Duration = Duration::from_secs(1);
 
 fn main() -> ExitCode {
     // Whoever asks for the capabilities gets them, whatever else stands on the command line.
@@ -60,6 +64,9 @@ fn main() -> ExitCode {
     let cli = Cli::parse();
     let log = Log::of(&cli);
     log.begin(cli.name.clone());
+    if cli.command.is_none() {
+        service::raise_open_files();
+    }
     let result = match (&cli.command, &cli.config) {
         (Some(command), _) => operate(command),
         (None, Some(config)) => fleet::run(config, &cli, log),
@@ -195,14 +202,14 @@ fn serve(cli: &Cli) -> anyhow::Result<()> {
             .context("cannot leave the unpublishing to a process")?,
     };
     sandbox.leave_the_host();
-    let mut clients = Vec::new();
+    let mut sources = Vec::new();
     if let Some(endpoint) = &control {
-        clients.push(Clients::Listener(endpoint.listener()?));
+        sources.push(ClientSource::Listener(endpoint.listener()?));
     }
     if cli.end_with_parent {
-        clients.push(Clients::Channel(fleet::inherited_channel()?));
+        sources.push(ClientSource::Channel(fleet::inherited_channel()?));
     }
-    if !clients.is_empty() || metrics.is_some() {
+    if !sources.is_empty() || metrics.is_some() {
         let from_table =
             snapshots.into_iter().map(|(position, snapshot)| (position.to_string(), snapshot));
         let overlay = overlay.map(|snapshot| ("overlay".to_owned(), snapshot));
@@ -224,18 +231,18 @@ fn serve(cli: &Cli) -> anyhow::Result<()> {
             metrics::serve(listener, collect, None, sandbox.pass(Role::Metrics))
                 .context("cannot set up metrics")?;
         }
-        for clients in clients {
+        for source in sources {
             // To find out who has it mapped.
             let window = device.served_file().map(|window| window.store().fd());
             let window = window.map(|window| window.try_clone_to_owned()).transpose()?;
             let pass = sandbox.pass(Role::Operator).with_file(window);
             let carry_out = Arc::clone(&carry_out);
-            control::serve(clients, carry_out, pass).context("cannot set up control")?;
+            control::serve(source, carry_out, pass).context("cannot set up control")?;
         }
     }
     resync::begin(mirrors, sandbox.pass(Role::Resync)).context("cannot begin to resync")?;
-    let pass = sandbox.pass(Role::Signals);
-    shutdown::on_signal(Arc::clone(&device), pass, leavings.tidying())
+    let (pass, is_member) = (sandbox.pass(Role::Signals), cli.end_with_parent);
+    shutdown::on_signal(Arc::clone(&device), is_member, pass, leavings.tidying())
         .context("cannot set up signals")?;
     backing::warn_of_tail(device.window(), nr_pages, &cli.backing);
     let window = backing::describe(device.window(), nr_pages);
@@ -266,10 +273,26 @@ fn serve(cli: &Cli) -> anyhow::Result<()> {
 }
 
 fn serve_frontends(device: &Arc<Device>, endpoint: &Endpoint) -> anyhow::Result<()> {
+    // Logs the first failure of a row, and how many there were.
+    let mut failures = 0u64;
     loop {
-        device.serve_next(endpoint.listener()?)?;
-        if endpoint.is_single() {
-            return Ok(());
+        let listener = endpoint.listener().map_err(ServeError::Accept);
+        match listener.and_then(|listener| device.serve_next(listener)) {
+            Ok(()) if endpoint.is_single() => return Ok(()),
+            Ok(()) if failures > 0 => {
+                info!(failures, "frontends can be served again");
+                failures = 0;
+            }
+            Ok(()) => {}
+            Err(error) if error.is_temporary() && !endpoint.is_single() => {
+                failures += 1;
+                if failures.is_power_of_two() {
+                    let error = format!("{:#}", anyhow::anyhow!(error));
+                    warn!(failures, error, "no frontend can be served now; trying again");
+                }
+                std::thread::sleep(PAUSE);
+            }
+            Err(error) => return Err(error.into()),
         }
     }
 }

@@ -4,11 +4,23 @@
 
 use std::time::Duration;
 
+use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use sd_notify::NotifyState;
 use tracing::debug;
 
 /// What children are not to have: it is this process that systemd listens to.
 pub(crate) const ENVIRONMENT: [&str; 3] = ["NOTIFY_SOCKET", "WATCHDOG_USEC", "WATCHDOG_PID"];
+
+/// Lets this process have as many files open as it may: shells and systemd give 1024 to begin with, for
+/// programs that use select(2).
+pub(crate) fn raise_open_files() {
+    let Rlimit { current, maximum } = getrlimit(Resource::Nofile);
+    if current != maximum {
+        if let Err(error) = setrlimit(Resource::Nofile, Rlimit { current: maximum, maximum }) {
+            debug!(%error, "cannot raise the limit of open files");
+        }
+    }
+}
 
 /// Frontends may connect.
 pub(crate) fn ready() {

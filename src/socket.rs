@@ -15,6 +15,7 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context, bail};
 use rustix::fs::{AtFlags, FlockOperation, Mode, OFlags};
 use rustix::io::FdFlags;
+use rustix::net::{AddressFamily, SocketType, getpeername, sockopt};
 use tracing::info;
 
 use crate::cli::EndpointArgs;
@@ -180,10 +181,28 @@ fn inherit(fd: RawFd, sandbox: Options) -> anyhow::Result<Endpoint> {
     let fd = unsafe { OwnedFd::from_raw_fd(fd) };
     // Not for the processes that this one starts: a frontend is to see it end.
     rustix::io::fcntl_setfd(&fd, FdFlags::CLOEXEC)?;
-    let (listener, single) = match rustix::net::sockopt::socket_acceptconn(&fd) {
-        Ok(true) => (fd.into(), false),
-        Ok(false) => (relay::listen(fd.into(), sandbox)?, true),
-        Err(_) => bail!("not a socket"),
-    };
+    let listens = check_socket(&fd)?;
+    let listener = if listens { fd.into() } else { relay::listen(fd.into(), sandbox)? };
+    let single = !listens;
     Ok(Endpoint { listener, single, path: None, bound: None })
+}
+
+/// Whether an inherited socket listens; an error if it is none that frontends can come from.
+fn check_socket(fd: &OwnedFd) -> anyhow::Result<bool> {
+    let Ok(listens) = sockopt::socket_acceptconn(fd) else { bail!("not a socket") };
+    let family = sockopt::socket_domain(fd)?;
+    if family != AddressFamily::UNIX {
+        bail!(
+            "a socket of address family {}, not a Unix socket, which alone carries file descriptors",
+            family.as_raw()
+        );
+    }
+    let kind = sockopt::socket_type(fd)?;
+    if kind != SocketType::STREAM {
+        bail!("a Unix socket of type {}, not SOCK_STREAM", kind.as_raw());
+    }
+    if !listens && getpeername(fd).is_err() {
+        bail!("a Unix socket that neither listens nor is connected");
+    }
+    Ok(listens)
 }

@@ -9,6 +9,7 @@ use std::sync::mpsc::{Receiver, RecvTimeoutError, channel};
 use std::time::Duration;
 
 use anyhow::{Context, anyhow};
+use rustix::net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType, socket_with};
 
 use super::channel::Channel;
 use super::protocol::{Command, Outcome, Reply, Report, Request, State, VERSION};
@@ -19,6 +20,8 @@ use crate::printable::printable_value;
 
 /// No reply is longer: a daemon that was taken over may say anything.
 const REPLY_MAX: u64 = 64 << 20;
+/// How long a daemon may take to be connected to, and to take a request.
+const CONNECTING: Duration = Duration::from_secs(3);
 /// How often to look how far work has come.
 const LOOK: Duration = Duration::from_millis(250);
 
@@ -91,6 +94,17 @@ pub(crate) fn is_timeout(error: &anyhow::Error) -> bool {
     matches!(kind, Some(io::ErrorKind::WouldBlock | io::ErrorKind::TimedOut))
 }
 
+/// Connects to a daemon. One that hangs accepts no connection, and once as many wait for it as the
+/// system keeps for it, a further one would wait indefinitely.
+fn connect(control: &Path) -> io::Result<UnixStream> {
+    let stream = socket_with(AddressFamily::UNIX, SocketType::STREAM, SocketFlags::CLOEXEC, None)?;
+    let stream = UnixStream::from(stream);
+    // Linux has it limit connecting also.
+    stream.set_write_timeout(Some(CONNECTING))?;
+    rustix::net::connect(&stream, &SocketAddrUnix::new(control)?)?;
+    Ok(stream)
+}
+
 /// The daemon's answer, or what it says is wrong; an error if that takes longer than `patience`.
 fn ask(
     control: &Path,
@@ -98,7 +112,7 @@ fn ask(
     command: Command,
     patience: Option<Duration>,
 ) -> anyhow::Result<Result<Vec<Report>, String>> {
-    converse(UnixStream::connect(control).context("cannot connect")?, device, command, patience)
+    converse(connect(control).context("cannot connect")?, device, command, patience)
 }
 
 /// The same of a member of a fleet.

@@ -12,11 +12,12 @@ mod show;
 mod work;
 
 use std::io::{self, BufRead, BufReader, Read, Write};
+use std::net::Shutdown;
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::sync::Arc;
 use std::time::Duration;
 
-use tracing::{info, warn};
+use tracing::{debug, info, warn};
 
 pub(crate) use self::channel::Channel;
 pub(crate) use self::client::{ask_over, is_timeout, list, run};
@@ -25,6 +26,7 @@ pub(crate) use self::operator::Operator;
 pub(crate) use self::process::{OwnProcess, Process};
 pub(crate) use self::protocol::{Command, Cow, Mirror, Placement, Report, Request, State, Status};
 use self::protocol::{Outcome, Reply, VERSION};
+use crate::clients::{Client, Clients, HangUp};
 use crate::sandbox::Pass;
 
 /// No request is longer.
@@ -38,14 +40,14 @@ const PAUSE: Duration = Duration::from_secs(1);
 pub(crate) type CarryOut = dyn Fn(&Request) -> anyhow::Result<Vec<Report>> + Send + Sync;
 
 /// Where clients come from.
-pub(crate) enum Clients {
+pub(crate) enum ClientSource {
     /// Processes of the user's.
     Listener(UnixListener),
     /// The fleet.
     Channel(Channel),
 }
 
-impl Clients {
+impl ClientSource {
     /// Waits for one; none comes any more if it is nothing.
     fn accept(&self) -> io::Result<Option<UnixStream>> {
         match self {
@@ -55,30 +57,37 @@ impl Clients {
     }
 }
 
-/// Answers `clients`, each in a thread of its own, as some requests take long.
-pub(crate) fn serve(clients: Clients, carry_out: Arc<CarryOut>, pass: Pass) -> io::Result<()> {
+/// Answers clients from `source`, each in a thread of its own, as some requests take long; a bounded
+/// number at once.
+pub(crate) fn serve(source: ClientSource, carry_out: Arc<CarryOut>, pass: Pass) -> io::Result<()> {
+    let clients = Clients::new();
     let serve = move || {
         pass.enter();
+        let mut failures = 0u64;
         loop {
-            let stream = match clients.accept() {
+            let stream = match source.accept() {
                 Ok(Some(stream)) => stream,
                 Ok(None) => return,
                 Err(error) => {
-                    warn!(%error, "control: a client can't be accepted");
+                    failures += 1;
+                    if failures.is_power_of_two() {
+                        warn!(failures, %error, "control: a client can't be accepted");
+                    }
                     std::thread::sleep(PAUSE);
                     continue;
                 }
             };
+            let Some(client) = clients.admit(stream) else { continue };
             let carry_out = Arc::clone(&carry_out);
             let answer = move || {
-                if let Err(error) = answer(stream, &*carry_out) {
-                    warn!(%error, "control: a client was not answered");
+                if let Err(error) = answer(&client, &*carry_out) {
+                    debug!(%error, "control: a client was not answered");
                 }
             };
-            // Without a thread to be had the client sees the connection closed.
+            // Without a thread the client sees the connection closed.
             if let Err(error) = std::thread::Builder::new().name("client".to_owned()).spawn(answer)
             {
-                warn!(%error, "control: no thread for a client");
+                debug!(%error, "control: no thread for a client");
             }
         }
     };
@@ -86,12 +95,22 @@ pub(crate) fn serve(clients: Clients, carry_out: Arc<CarryOut>, pass: Pass) -> i
     Ok(())
 }
 
+impl HangUp for UnixStream {
+    fn hang_up(&self) {
+        // It is closed already, if it can't be.
+        let _ = self.shutdown(Shutdown::Both);
+    }
+}
+
 /// Answers one request.
-fn answer(mut stream: UnixStream, carry_out: &CarryOut) -> io::Result<()> {
+fn answer(client: &Client<UnixStream>, carry_out: &CarryOut) -> io::Result<()> {
+    let mut stream = client.stream();
     stream.set_read_timeout(Some(PATIENCE))?;
-    let peer = rustix::net::sockopt::socket_peercred(&stream)?;
+    stream.set_write_timeout(Some(PATIENCE))?;
+    let peer = rustix::net::sockopt::socket_peercred(stream)?;
     let mut line = String::new();
-    BufReader::new((&stream).take(REQUEST_MAX)).read_line(&mut line)?;
+    BufReader::new(stream.take(REQUEST_MAX)).read_line(&mut line)?;
+    client.is_busy();
     let result = match serde_json::from_str(&line) {
         Ok(request @ Request { version: VERSION, .. }) => {
             let Request { device, command, .. } = &request;

@@ -20,7 +20,7 @@ use pfn_blk::{
 use rustix::io::Errno;
 use tracing::{info, warn};
 use vhost_pmem::{
-    Device, Failure, LayerError, Pages, Placement, Trouble, Unanswerable, Waiting, Window,
+    Device, Failure, LayerError, Pages, Placement, Syncing, Trouble, Unanswerable, Waiting, Window,
 };
 
 use super::measures::Cache;
@@ -90,6 +90,10 @@ impl Operator {
     }
 
     fn take_snapshot(&self, cow: &Path) -> anyhow::Result<()> {
+        // Before any file is opened, for which there may be no right either.
+        if self.device.served_file().is_none() {
+            return Err(LayerError::Direct.into());
+        }
         let origins = self.origins()?;
         let ample = Snapshot::ample_cow(self.size, overlay_chunk())?;
         // Durable before a mark names it: whoever finds the mark after a power cut finds it, too.
@@ -270,6 +274,12 @@ impl Operator {
         all.chain(logs).collect()
     }
 
+    fn syncing(&self) -> Vec<protocol::Syncing> {
+        let stores = self.stores.iter().filter_map(|pagemap| Syncing::of(pagemap));
+        let one = |Syncing { store, since }| protocol::Syncing { store, since_ms: unix_ms(since) };
+        stores.chain(self.device.syncing()).map(one).collect()
+    }
+
     fn status(&self) -> Status {
         let cow = |name: String, usage: SnapshotUsage| {
             let SnapshotUsage { chunk, used, capacity } = usage;
@@ -305,6 +315,8 @@ impl Operator {
                 .collect(),
             mirrors: self.mirrors().iter().map(mirror).collect(),
             failures: self.failures(),
+            syncing: self.syncing(),
+            removed: removed(&self.stores),
             caches: stores
                 .chain(self.device.served_file())
                 .filter_map(|pagemap| Cache::of(pagemap, until))
@@ -372,6 +384,12 @@ impl From<Waiting> for protocol::Waiting {
             since_ms: unix_ms(since),
         }
     }
+}
+
+/// The names of stores whose files were removed.
+fn removed(stores: &[Arc<Pagemap>]) -> Vec<String> {
+    let stores = stores.iter().map(|pagemap| pagemap.store());
+    stores.filter(|store| store.is_removed()).map(|store| store.name().to_owned()).collect()
 }
 
 /// An error with what caused it.

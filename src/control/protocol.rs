@@ -126,6 +126,12 @@ pub(crate) struct Status {
     pub(crate) mirrors: Vec<Mirror>,
     /// The stores that failed a sync, for which every flush fails, but for mirrors' legs.
     pub(crate) failures: Vec<Failure>,
+    /// The stores that are being synced now.
+    #[serde(default)]
+    pub(crate) syncing: Vec<Syncing>,
+    /// The stores whose files were removed: what is flushed is gone when the daemon ends.
+    #[serde(default)]
+    pub(crate) removed: Vec<String>,
     /// Those that the page cache is known of, and a served window's own file.
     #[serde(default)]
     pub(crate) caches: Vec<Cache>,
@@ -173,6 +179,14 @@ pub(crate) struct Waiting {
     pub(crate) cause: String,
     /// What is wrong, and what to do about it.
     pub(crate) reason: String,
+    /// Since when, in milliseconds of Unix time.
+    pub(crate) since_ms: u64,
+}
+
+/// A store that is being synced.
+#[derive(Debug, Serialize, Deserialize)]
+pub(crate) struct Syncing {
+    pub(crate) store: String,
     /// Since when, in milliseconds of Unix time.
     pub(crate) since_ms: u64,
 }

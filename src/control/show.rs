@@ -13,6 +13,9 @@ use super::measures::{Cache, Counters};
 use super::protocol::{Cow, Failure, Mirror, Pages, Report, State, Status, Waiting};
 use crate::size::ByteSize;
 
+/// A sync that has taken so long is told of.
+const SLOW: Duration = Duration::from_secs(2);
+
 const NAME: Style = Style::new().bold();
 const GOOD: Style = AnsiColor::Green.on_default();
 const WORSE: Style = AnsiColor::Yellow.on_default();
@@ -66,6 +69,8 @@ fn condition(status: &Status) -> (Style, String) {
     if status.waiting.is_some() {
         bad.push("flushes wait".to_owned());
     }
+    bad.extend(status.removed.iter().map(|store| format!("{store} was removed")));
+    bad.extend(slow(status).map(|(store, age)| format!("{store} syncing for {age}")));
     bad.extend(status.failures.iter().map(|failure| format!("{} failed", failure.store)));
     let stale = status.mirrors.iter().filter(|mirror| mirror.stale > 0);
     let differ = stale.map(|one| format!("mirror {} differs", one.name));
@@ -125,6 +130,13 @@ fn served(name: &str, status: &Status, out: &mut impl Write) -> io::Result<()> {
         let when = since_ms.map_or_else(String::new, |since| format!(" {} ago", age(since)));
         writeln!(out, "{store}: {}", styled(BAD, format!("failed a sync{when} ({reason})")))?;
     }
+    for (store, age) in slow(status) {
+        writeln!(out, "{store}: {}", styled(BAD, format!("syncing for {age}")))?;
+    }
+    for store in &status.removed {
+        let what = "the file was removed: what is flushed is lost when the daemon ends";
+        writeln!(out, "{store}: {}", styled(BAD, what))?;
+    }
     for Cache { store, cached, dirty, .. } in &status.caches {
         let [cached, dirty] = [cached, dirty].map(|bytes| HumanBytes(*bytes));
         writeln!(out, "page cache of {store}: {cached}, {dirty} of them dirty")?;
@@ -165,6 +177,12 @@ fn guest(status: &Status, out: &mut impl Write) -> io::Result<()> {
     Ok(())
 }
 
+/// The stores whose sync takes long, and how long it has taken.
+fn slow(status: &Status) -> impl Iterator<Item = (&str, HumanDuration)> {
+    let syncing = status.syncing.iter().map(|one| (one.store.as_str(), age(one.since_ms)));
+    syncing.filter(|(_, age)| age.0 >= SLOW)
+}
+
 /// How long something has been so that began at `since_ms` of Unix time.
 fn age(since_ms: u64) -> HumanDuration {
     let began = UNIX_EPOCH + Duration::from_millis(since_ms);
@@ -177,5 +195,48 @@ fn leg_style(state: &str) -> Style {
         "healthy" => GOOD,
         "recovering" => WORSE,
         _ => BAD,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn shown(changes: &serde_json::Value) -> [String; 2] {
+        let mut report = serde_json::json!({
+            "name": "vm", "state": "served", "size": 1 << 21, "window": "direct", "frontend": false,
+            "layers": [], "snapshots": [], "mirrors": [], "failures": [],
+        });
+        report.as_object_mut().unwrap().extend(changes.as_object().unwrap().clone());
+        let report: Report = serde_json::from_value(report).unwrap();
+        let [mut text, mut list] = [Vec::new(), Vec::new()];
+        device(&report, &mut text).unwrap();
+        table(&[report], &mut list).unwrap();
+        [text, list].map(|bytes| {
+            anstream::adapter::strip_str(&String::from_utf8(bytes).unwrap()).to_string()
+        })
+    }
+
+    #[test]
+    fn sync_is_told_of_once_it_takes_long() {
+        let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap();
+        let since = |age: u64| {
+            let since_ms = u64::try_from(now.as_millis()).unwrap() - age * 1000;
+            serde_json::json!({ "syncing": [{ "store": "a", "since_ms": since_ms }] })
+        };
+        let [text, list] = shown(&since(3600));
+        assert!(text.contains("\na: syncing for 60 minutes\n"), "{text}");
+        assert!(list.ends_with("a syncing for 60 minutes\n"), "{list}");
+        // A clock that was set back is no reason to be alarmed.
+        let ahead = serde_json::json!({ "syncing": [{ "store": "a", "since_ms": u64::MAX }] });
+        let [text, list] = shown(&ahead);
+        assert!(!text.contains("syncing") && list.ends_with("good\n"), "{text}{list}");
+    }
+
+    #[test]
+    fn store_that_was_removed_is_told_of() {
+        let [text, list] = shown(&serde_json::json!({ "removed": ["a"] }));
+        assert!(text.contains("\na: the file was removed"), "{text}");
+        assert!(list.ends_with("a was removed\n"), "{list}");
     }
 }

@@ -27,7 +27,7 @@ use self::member::{Launcher, Member, PATIENCE, Standing};
 use crate::address::Address;
 use crate::cli::Cli;
 use crate::confinement;
-use crate::control::{self, Clients, Command, OwnProcess, Report, Request, State};
+use crate::control::{self, ClientSource, Command, OwnProcess, Report, Request, State};
 use crate::log::Log;
 use crate::metrics;
 use crate::sandbox::{Role, Sandbox};
@@ -73,7 +73,7 @@ pub(crate) fn run(config: &Path, cli: &Cli, log: Log) -> anyhow::Result<()> {
     }
     if let Some(endpoint) = &endpoint {
         let carry_out = move |request: &Request| operator.carry_out(request);
-        let clients = Clients::Listener(endpoint.listener()?);
+        let clients = ClientSource::Listener(endpoint.listener()?);
         control::serve(clients, Arc::new(carry_out), sandbox.pass(Role::Fleet))
             .context("cannot set up control")?;
     }

@@ -8,6 +8,7 @@ use std::os::unix::net::UnixStream;
 use std::time::{Duration, Instant};
 
 use super::exposition::CONTENT_TYPE;
+use crate::clients::HangUp;
 
 /// No request's head is longer.
 const HEAD_MAX: usize = 8 << 10;
@@ -34,13 +35,14 @@ macro_rules! on {
     };
 }
 
-impl Stream {
-    /// Has whoever waits for the client, or for it to read, find the connection closed.
-    pub(super) fn hang_up(&self) {
+impl HangUp for Stream {
+    fn hang_up(&self) {
         // It is closed already, if it can't be.
         let _ = on!(self, one => one.shutdown(Shutdown::Both));
     }
+}
 
+impl Stream {
     fn read(&self, buffer: &mut [u8], until: Instant) -> io::Result<usize> {
         loop {
             let left = time_left(until)?;

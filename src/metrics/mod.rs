@@ -7,10 +7,9 @@ mod exposition;
 mod http;
 mod render;
 
-use std::collections::VecDeque;
 use std::io;
 use std::net::TcpListener;
-use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use anyhow::Context;
@@ -19,17 +18,12 @@ use tracing::{debug, info, warn};
 use self::http::Stream;
 use crate::address::Address;
 use crate::cli::EndpointArgs;
+use crate::clients::Clients;
 use crate::control::{OwnProcess, Report};
 use crate::sandbox::{Options, Pass};
 use crate::socket::{Bound, Endpoint};
 use crate::user::User;
 
-/// How many clients are borne with at once; the one that came first goes for another.
-const CLIENTS_MAX: usize = 16;
-/// How many threads there are for them: more than clients where one waits for a device that hangs.
-const THREADS_MAX: usize = 64;
-/// How long a client waits for one of them: that of a client which was hung up ends at once.
-const THREAD_WAIT: Duration = Duration::from_secs(1);
 /// How long to wait where the system has nothing left for a further connection.
 const PAUSE: Duration = Duration::from_millis(100);
 
@@ -94,7 +88,7 @@ pub(crate) fn serve(
     pass: Pass,
 ) -> io::Result<()> {
     let mut accept = listener.accepting()?;
-    let clients = Arc::new(Clients::default());
+    let clients = Clients::new();
     let source = Arc::new(Source { collect, own, last: Mutex::default() });
     let serve = move || {
         pass.enter();
@@ -107,10 +101,10 @@ pub(crate) fn serve(
                     continue;
                 }
             };
-            let Some(client) = Client::admit(&clients, stream) else { continue };
+            let Some(client) = clients.admit(stream) else { continue };
             let source = Arc::clone(&source);
             let answer = move || {
-                if let Err(error) = http::answer(&client.stream, || source.text()) {
+                if let Err(error) = http::answer(client.stream(), || source.text()) {
                     debug!(%error, "metrics: a client was not answered");
                 }
             };
@@ -149,66 +143,5 @@ impl Source {
         let text = render::render(&devices, own.as_ref());
         *last = Some((began, text.clone()));
         Some(text)
-    }
-}
-
-/// Those that are being answered.
-#[derive(Default)]
-struct Clients {
-    held: Mutex<Held>,
-    thread_ended: Condvar,
-}
-
-#[derive(Default)]
-struct Held {
-    next: u64,
-    threads: usize,
-    /// The one that came first at the front.
-    connected: VecDeque<(u64, Arc<Stream>)>,
-}
-
-impl Clients {
-    fn lock(&self) -> MutexGuard<'_, Held> {
-        self.held.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-}
-
-/// One of them, until it is dropped.
-struct Client {
-    all: Arc<Clients>,
-    number: u64,
-    stream: Arc<Stream>,
-}
-
-impl Client {
-    /// Makes room for a client that has come; none if those before hold all threads.
-    fn admit(all: &Arc<Clients>, stream: Stream) -> Option<Self> {
-        let mut held = all.lock();
-        if held.connected.len() >= CLIENTS_MAX {
-            if let Some((_, oldest)) = held.connected.pop_front() {
-                oldest.hang_up();
-            }
-        }
-        let (mut held, waited) = all
-            .thread_ended
-            .wait_timeout_while(held, THREAD_WAIT, |held| held.threads >= THREADS_MAX)
-            .unwrap_or_else(PoisonError::into_inner);
-        if waited.timed_out() {
-            return None;
-        }
-        let (number, stream) = (held.next, Arc::new(stream));
-        held.next += 1;
-        held.threads += 1;
-        held.connected.push_back((number, Arc::clone(&stream)));
-        Some(Self { all: Arc::clone(all), number, stream })
-    }
-}
-
-impl Drop for Client {
-    fn drop(&mut self) {
-        let mut held = self.all.lock();
-        held.connected.retain(|(number, _)| *number != self.number);
-        held.threads -= 1;
-        self.all.thread_ended.notify_one();
     }
 }

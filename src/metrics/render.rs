@@ -2,6 +2,8 @@
 
 //! From what the control protocol tells of devices to metrics.
 
+use std::time::{SystemTime, UNIX_EPOCH};
+
 use super::exposition::{Exposition, Kind, Labels};
 use crate::control::{Cache, Counters, Cow, Mirror, Placement, Process, Report, State, Status};
 
@@ -156,6 +158,13 @@ fn flushes(text: &mut Exposition, counted: &[(&str, &Counters)]) {
 
 fn stores(text: &mut Exposition, served: &[Served<'_>]) {
     use Kind::Gauge;
+    let help = "How long the oldest sync has been running that is running now; 0 if none is.";
+    each(text, ("vhost_pmem_sync_running_seconds", Gauge, help), served, |one| {
+        let oldest = one.syncing.iter().map(|sync| sync.since_ms).min();
+        thousandths(oldest.map_or(0, |since| now_ms().saturating_sub(since)), 1)
+    });
+    let help = "Stores whose files were removed.";
+    each(text, ("vhost_pmem_removed_stores", Gauge, help), served, |one| one.removed.len());
     let help = "Stores that failed a sync and were not cleared.";
     each(text, ("vhost_pmem_failed_stores", Gauge, help), served, |one| one.failures.len());
     let kinds: [Told<Cache>; 3] = [
@@ -250,6 +259,12 @@ fn process(text: &mut Exposition, all: &[(&str, &Process)]) {
             most.sample(&[("device", device)], fds_max);
         }
     }
+}
+
+/// In milliseconds of Unix time.
+fn now_ms() -> u64 {
+    let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+    now.as_millis().try_into().unwrap_or(u64::MAX)
 }
 
 /// A number of thousandths, or of thousandths of them, and so on, in decimals: exact, as a float of

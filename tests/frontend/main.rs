@@ -4,6 +4,7 @@
 //! does what real ones do, and what they should not.
 
 mod activation;
+mod availability;
 mod driver;
 mod endurance;
 mod failing;

@@ -88,7 +88,8 @@ pub use page_cache::{CachedPages, cached_pages};
 pub use request::Unanswerable;
 pub use served::{
     Failure, LAYER_CHUNK, LAYERS_MAX, Layer, LayerError, Layered, Publish, PublishError,
-    ServeWindowError, ServedThread, Syncing, allow_served_windows, confine_served_threads, unpublish,
+    ServeWindowError, ServedThread, Syncing, allow_served_windows, confine_served_threads,
+    unpublish,
 };
 pub use server::ServeError;
 pub use window::{

@@ -261,8 +261,8 @@ fn what_was_done_is_told_figure_by_figure() {
     let counters = &status["counters"];
     assert_eq!(counters["flushes"], serde_json::json!({"done": 43, "failed": 0, "unmapped": 2}));
     assert_eq!(counters["refused"], serde_json::json!({"malformed": 1, "unknown": 2}));
-    // Of 1, 2, 4, 8, 16, 32, 64, 128 and 256, and more.
-    let batches = serde_json::json!([3, 2, 1, 1, 0, 0, 1, 0, 0, 0]);
+    // Of 1, 2, 4, 8, 16, 32, 64, 128, 256, 1024, 4096 and 32768, and more.
+    let batches = serde_json::json!([3, 2, 1, 1, 0, 0, 1, 0, 0, 0, 0, 0, 0]);
     assert_eq!(
         (&counters["batches"]["counts"], &counters["batches"]["sum"]),
         (&batches, &48.into())
