@@ -72,6 +72,10 @@ fn main() -> ExitCode {
         (None, Some(config)) => fleet::run(config, &cli, log),
         (None, None) => serve(&cli),
     };
+    if let (Err(error), true) = (&result, cli.end_with_parent) {
+        // It is in the log too.
+        let _ = fleet::tell_why(error);
+    }
     end(log, result)
 }
 

@@ -2,7 +2,7 @@
 
 //! One device of a fleet: a process that is to run, and does or doesn't.
 
-use std::io::{self, Write};
+use std::io::{self, Read, Write};
 use std::os::fd::{AsFd, OwnedFd};
 use std::process::{Child, ChildStdout, Command, Stdio};
 use std::sync::Arc;
@@ -24,6 +24,14 @@ const DELAYS: [Duration; 2] = [Duration::from_secs(1), Duration::from_secs(60)];
 
 /// How long one may take to accept a request, and to say how it is.
 pub(super) const PATIENCE: Duration = Duration::from_secs(3);
+/// How long a process that was told to end may take before it is killed: it writes back what the guest
+/// has stored. Less than systemd gives the units, which then kills them all.
+const ENDING: Duration = Duration::from_secs(240);
+/// The same, once it was told again.
+const HURRYING: Duration = Duration::from_secs(5);
+
+/// A process that ends by itself says no more than this about it.
+const REASON_MAX: u64 = 4096;
 
 /// How to start processes.
 pub(super) struct Launcher {
@@ -57,11 +65,11 @@ struct Process {
     since: Instant,
     /// Where it takes requests.
     channel: Arc<Channel>,
-    /// Where it tells that it has begun.
+    /// Where it tells that it has begun, or why it ends.
     stdout: Option<ChildStdout>,
     begun: bool,
-    /// Whether it was told to end.
-    told: bool,
+    /// Whether it was told to end, and when it is killed if it hasn't.
+    told: Option<Instant>,
 }
 
 /// How a device stands with the process that keeps it.
@@ -110,7 +118,7 @@ impl Member {
 
     /// Whether frontends may connect to what is wanted, or it has ended.
     pub(super) fn is_settled(&self) -> bool {
-        self.process.as_ref().is_none_or(|process| process.begun && !process.told)
+        self.process.as_ref().is_none_or(|process| process.begun && process.told.is_none())
     }
 
     /// Whether there is nothing to be done any more.
@@ -143,9 +151,8 @@ impl Member {
         self.reap();
         self.listen();
         match (&mut self.process, &self.wanted) {
-            (Some(process), wanted) if wanted.as_ref() != Some(&process.args) && !process.told => {
-                process.told = true;
-                tell(&process.child, Signal::TERM);
+            (Some(process), wanted) if wanted.as_ref() != Some(&process.args) => {
+                return Some(process.end(&self.name));
             }
             (None, Some(args)) => match self.again {
                 Some((when, _)) if when > Instant::now() => return Some(when),
@@ -160,9 +167,11 @@ impl Member {
     }
 
     /// Has it end at once.
-    pub(super) fn hurry(&self) {
-        if let Some(process) = &self.process {
+    pub(super) fn hurry(&mut self) {
+        if let Some(process) = &mut self.process {
             tell(&process.child, Signal::TERM);
+            let soon = Instant::now() + HURRYING;
+            process.told = Some(process.told.map_or(soon, |when| when.min(soon)));
         }
     }
 
@@ -177,7 +186,7 @@ impl Member {
                 let pid = child.id();
                 info!(device = self.name, pid, "started");
                 let (stdout, since) = (child.stdout.take(), Instant::now());
-                let (begun, told) = (false, false);
+                let (begun, told) = (false, None);
                 let channel = Arc::new(channel);
                 self.process = Some(Process { child, args, since, channel, stdout, begun, told });
             }
@@ -197,10 +206,13 @@ impl Member {
         let Some(process) = &mut self.process else { return };
         let end = match process.child.try_wait() {
             Ok(None) => return,
-            Ok(Some(status)) => format!("ended with {status}"),
+            Ok(Some(status)) => match process.reason() {
+                Some(reason) => format!("ended: {reason}"),
+                None => format!("ended with {status}"),
+            },
             Err(error) => format!("is lost: {error}"),
         };
-        let (told, lived) = (process.told, process.since.elapsed());
+        let (told, lived) = (process.told.is_some(), process.since.elapsed());
         self.process = None;
         if told {
             info!(device = self.name, "ended");
@@ -222,17 +234,60 @@ impl Member {
     }
 }
 
+impl Process {
+    /// Has it end: tells it to, once, and kills it if it doesn't. When to look again.
+    fn end(&mut self, name: &str) -> Instant {
+        let when = *self.told.get_or_insert_with(|| {
+            tell(&self.child, Signal::TERM);
+            Instant::now() + ENDING
+        });
+        if when > Instant::now() {
+            return when;
+        }
+        warn!(device = name, pid = self.child.id(), "does not end in time; killed");
+        tell(&self.child, Signal::KILL);
+        // One whose disk hangs may not end for that either.
+        let again = Instant::now() + ENDING;
+        self.told = Some(again);
+        again
+    }
+
+    /// Why it ended, if it has said so. Doesn't wait: another process may still have its output.
+    fn reason(&mut self) -> Option<String> {
+        let stdout = self.stdout.as_mut()?;
+        let len = ioctl_fionread(&*stdout).ok()?.min(REASON_MAX);
+        let mut said = Vec::new();
+        stdout.take(len).read_to_end(&mut said).ok()?;
+        let said = String::from_utf8_lossy(&said);
+        let reason: String = said.chars().filter(|one| !one.is_control()).collect();
+        let reason = reason.trim_start_matches(BEGUN);
+        (!reason.is_empty()).then(|| reason.to_owned())
+    }
+}
+
 fn tell(child: &Child, signal: Signal) {
     if let Err(error) = kill_process(Pid::from_child(child), signal) {
         warn!(%error, "cannot signal a device's process");
     }
 }
 
-/// Tells the process that started this one that frontends may connect. A device's process says nothing
-/// else on its standard output.
+/// What a process says once frontends may connect.
+const BEGUN: char = '+';
+
+/// Tells the process that started this one that frontends may connect. Besides this, a device's process
+/// says on its standard output why it ends.
 pub(crate) fn tell_begun() -> io::Result<()> {
+    say(&String::from(BEGUN))
+}
+
+/// Tells the process that started this one why it ends.
+pub(crate) fn tell_why(why: &anyhow::Error) -> io::Result<()> {
+    say(&format!("{why:#}"))
+}
+
+fn say(what: &str) -> io::Result<()> {
     let mut stdout = io::stdout();
-    stdout.write_all(b"+")?;
+    stdout.write_all(what.as_bytes())?;
     stdout.flush()
 }
 

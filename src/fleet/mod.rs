@@ -12,8 +12,8 @@ use std::collections::BTreeMap;
 use std::io;
 use std::panic::resume_unwind;
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
 use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread::ScopedJoinHandle;
 use std::time::{Duration, Instant};
 
@@ -34,7 +34,7 @@ use crate::sandbox::{Role, Sandbox};
 use crate::service;
 use crate::socket::Endpoint;
 
-pub(crate) use self::member::{end_with_parent, inherited_channel, tell_begun};
+pub(crate) use self::member::{end_with_parent, inherited_channel, tell_begun, tell_why};
 
 /// What the fleet has to do.
 enum Event {
@@ -63,7 +63,7 @@ pub(crate) fn run(config: &Path, cli: &Cli, log: Log) -> anyhow::Result<()> {
     std::thread::Builder::new().name("signals".to_owned()).spawn(relay)?;
     let endpoint = cli.control.as_deref().map(|path| Endpoint::control(path, None)).transpose()?;
     let listener = metrics.as_ref().map(|at| metrics::Listener::open(at, None)).transpose()?;
-    let operator = Arc::new(Operator { fleet: send });
+    let operator = Arc::new(Operator { fleet: send, silent: Mutex::default() });
     let sandbox = Arc::new(Sandbox::new(confinement::options(&cli.sandbox)));
     if let Some(listener) = &listener {
         let operator = Arc::clone(&operator);
@@ -153,7 +153,7 @@ impl Fleet {
                     info!("ending");
                     service::stopping();
                     if ending {
-                        self.members.values().for_each(Member::hurry);
+                        self.members.values_mut().for_each(Member::hurry);
                     }
                     ending = true;
                     self.members.values_mut().for_each(|member| member.want(None));
@@ -214,9 +214,20 @@ impl Fleet {
 /// Operates a fleet, and its devices by asking each one's process.
 struct Operator {
     fleet: Sender<Event>,
+    /// The devices that didn't answer when they were asked last, and since when.
+    silent: Mutex<BTreeMap<String, Instant>>,
 }
 
 impl Operator {
+    fn silent(&self) -> MutexGuard<'_, BTreeMap<String, Instant>> {
+        self.silent.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// A device that was asked at that time didn't answer. How long it hasn't.
+    fn is_silent(&self, name: &str, asked: Instant) -> Duration {
+        self.silent().entry(name.to_owned()).or_insert(asked).elapsed()
+    }
+
     fn carry_out(&self, request: &Request) -> anyhow::Result<Vec<Report>> {
         let members = match (&request.command, &request.device) {
             (Command::Reload, Some(_)) => bail!("all devices are reloaded, or none"),
@@ -295,18 +306,28 @@ impl Operator {
             (Some(reason), ..) => bail!("{name} {reason}"),
             (None, None, _) => bail!("{name} {starting}"),
             (None, Some(channel), _) => {
-                match control::ask_over(channel, command.clone(), patience) {
+                let asked = Instant::now();
+                let answer = control::ask_over(channel, command.clone(), patience);
+                let hangs = answer.as_ref().is_err_and(control::is_timeout);
+                if !hangs {
+                    self.silent().remove(name);
+                }
+                match answer {
                     Ok(Ok(reports)) => match reports.into_iter().next() {
                         Some(report) => report.state,
                         None => bail!("{name} says nothing"),
                     },
                     Ok(Err(refused)) => bail!(refused),
+                    Err(_) if hangs => {
+                        let seconds = self.is_silent(name, asked).as_secs();
+                        let reason = format!("not answering for {seconds} s");
+                        match command {
+                            Command::Status => State::Down { reason },
+                            _ => bail!("{name} is {reason}"),
+                        }
+                    }
                     Err(error) if matches!(command, Command::Status) => {
-                        let reason = match control::is_timeout(&error) {
-                            true => format!("hangs: it doesn't answer within {PATIENCE:?}"),
-                            false => format!("is ending: {error:#}"),
-                        };
-                        State::Down { reason }
+                        State::Down { reason: format!("is ending: {error:#}") }
                     }
                     Err(error) => return Err(error.context(name.to_owned())),
                 }

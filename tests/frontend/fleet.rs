@@ -13,6 +13,7 @@ use guest_harness::Held;
 use rustix::process::{Pid, Signal, kill_process};
 use tempfile::TempDir;
 
+use crate::availability::fill_backlog;
 use crate::vmm::{Abilities, Vmm};
 
 const DAEMON: &str = env!("CARGO_BIN_EXE_vhost-pmemd");
@@ -190,8 +191,10 @@ fn device_that_cannot_be_served_is_tried_again_and_holds_up_no_other() {
     let missing = "socket-path = 'b.sock'\nfile = 'b.img'".to_owned();
     let devices = BTreeMap::from([device("a"), ("b".to_owned(), missing)]);
     let fleet = Fleet::start(&devices);
-    let is_settled =
-        |line: &str| is_good(line) || line.contains("ended with exit status: 1; started again in");
+    let is_settled = |line: &str| {
+        is_good(line)
+            || line.contains("b.img: no such file; give --size SIZE to create it; started again in")
+    };
     let lines = fleet.wait_until(is_settled);
     assert!(lines[0].starts_with("a ") && is_good(&lines[0]), "{lines:?}");
     assert_eq!(fleet.vmm("a").driver.flush(), 0);
@@ -200,7 +203,12 @@ fn device_that_cannot_be_served_is_tried_again_and_holds_up_no_other() {
         "{}",
         fleet.log()
     );
-    assert!(fleet.ask(&["resync", "--device", "b"]).1.contains("b ended with exit status: 1"));
+    assert!(
+        fleet
+            .ask(&["resync", "--device", "b"])
+            .1
+            .contains("b ended: cannot serve b.img: no such file")
+    );
     fs::write(fleet.path("b.img"), [0; 4096]).unwrap();
     fleet.wait_until(is_good);
     assert_eq!(fleet.vmm("b").driver.flush(), 0);
@@ -301,6 +309,35 @@ fn signal_ends_all_and_takes_their_sockets_away() {
         assert!(!fleet.path(&format!("{name}.sock")).exists());
         assert!(rustix::process::test_kill_process(pid).is_err(), "{name} is there still");
     }
+}
+
+#[test]
+fn device_that_hangs_holds_up_neither_the_status_nor_the_end_of_the_others() {
+    let mut fleet = Fleet::start(&BTreeMap::from([device("a"), device("b")]));
+    fleet.wait_until(is_good);
+    let hung = fleet.processes()["b"];
+    let cmdline = fs::read(format!("/proc/{}/cmdline", hung.as_raw_nonzero())).unwrap();
+    let control = cmdline.split(|byte| *byte == 0).rfind(|word| !word.is_empty()).unwrap();
+    let control = PathBuf::from(String::from_utf8(control.to_vec()).unwrap());
+    kill_process(hung, Signal::STOP).unwrap();
+    // As clients leave it that ask, and give up.
+    assert!(fill_backlog(&control) > 0);
+    let (list, said) = fleet.ask(&["list"]);
+    let lines: Vec<_> = list.lines().skip(1).collect();
+    assert!(is_good(lines[0]) && lines[1].contains("not answering for"), "{list} {said}");
+    let (_, said) = fleet.ask(&["resync", "--device", "b"]);
+    assert!(said.contains("b is not answering for"), "{said}");
+    assert_eq!(fleet.vmm("a").driver.flush(), 0);
+
+    // One that is stopped doesn't see that it is to end. The second signal is for those in a hurry.
+    fleet.signal(Signal::TERM);
+    let deadline = Instant::now() + PATIENCE;
+    while !fleet.log().contains("INFO ending") {
+        assert!(Instant::now() < deadline, "{}", fleet.log());
+    }
+    fleet.signal(Signal::TERM);
+    assert!(fleet.child.wait().unwrap().success());
+    assert!(fleet.log().contains("does not end in time; killed device=\"b\""), "{}", fleet.log());
 }
 
 #[test]
