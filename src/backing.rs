@@ -19,6 +19,7 @@ use vhost_pmem::{Device, InvalidWindow, Layered, Publish, Window, check_size};
 
 use crate::chain;
 use crate::cli::{BackingArgs, WindowArg};
+use crate::image;
 use crate::marks::{self, Changes};
 use crate::overlay::{self, hint_overlay, origins};
 use crate::size::ByteSize;
@@ -63,6 +64,9 @@ pub(crate) fn open(args: &BackingArgs) -> anyhow::Result<Backing> {
         }
         (None, None) => return Err(anyhow!("nothing to serve: give --file or --table")),
     };
+    if args.table.is_some() {
+        warn_of_images(&backing.stores);
+    }
     leave_mirrors(&backing.stores)?;
     if args.prefetch {
         backing.stores.iter().try_for_each(|pagemap| prefetch(pagemap.store()))?;
@@ -87,6 +91,7 @@ fn prefetch(store: &dyn Store) -> anyhow::Result<()> {
 
 /// A file that is no table's.
 fn open_alone(path: &Path, args: &BackingArgs) -> anyhow::Result<Backing> {
+    image::refuse(path)?;
     let context = || format!("cannot serve {}", path.display());
     let mut set = StoreSet::default().taking_marked();
     let origins = origins(args.accept_base);
@@ -155,7 +160,7 @@ fn open_file(path: &Path, args: &BackingArgs) -> anyhow::Result<FileStore> {
     // Before the file is made or grown for nothing.
     let is_bar = matches!(args.window, WindowArg::Auto | WindowArg::Direct);
     if is_bar && args.publish.is_none() {
-        check_size(pages).map_err(|error| anyhow!("--size {}: {error}", size.0))?;
+        check_size(pages).map_err(|error| explain_size(size, &error))?;
     }
     let (store, sizing) =
         FileStore::open_sized(path, pages).with_context(|| format!("cannot serve {shown}"))?;
@@ -167,6 +172,29 @@ fn open_file(path: &Path, args: &BackingArgs) -> anyhow::Result<FileStore> {
         Sizing::Kept => {}
     }
     Ok(store)
+}
+
+/// Adds to a refusal of a size what the user can do about it.
+fn explain_size(size: ByteSize, error: &InvalidWindow) -> anyhow::Error {
+    let mend = match error {
+        InvalidWindow::NotPowerOfTwo { next, .. } => format!(
+            "; give --size {next}, or --window served, which shows any size, with zeroes after its end"
+        ),
+        _ => String::new(),
+    };
+    anyhow!("--size {}: {error}{mend}", size.0)
+}
+
+/// Warns of files in a table that look like disk images: the guest sees the image's own bytes.
+fn warn_of_images(stores: &[Arc<Pagemap>]) {
+    for store in stores.iter().map(|pagemap| pagemap.store()) {
+        if let Some(format) = image::of(store) {
+            warn!(
+                store = store.name(),
+                format, "looks like a disk image; its bytes are served as they are"
+            );
+        }
+    }
 }
 
 /// A table that was opened.
@@ -254,6 +282,21 @@ pub(crate) fn warn_of_tail(window: &Window, region: NrPages, args: &BackingArgs)
     };
     let size = ByteSize(region.bytes());
     warn!(%size, window = %next, hint, "what a guest writes after the end fails its flushes");
+}
+
+/// Linux makes pages of memory in sections of this size (`SUBSECTION_SIZE`), and no block device of less.
+const LINUX_MIN: u64 = 2 << 20;
+
+/// Warns of a window that is too small for Linux.
+pub(crate) fn warn_of_size(window: &Window, region: NrPages) {
+    let shown = match window {
+        Window::Direct { .. } => region,
+        Window::Served { size, .. } => *size,
+    };
+    if shown.bytes() < LINUX_MIN {
+        let window = ByteSize(shown.bytes());
+        warn!(%window, "Linux guests have no /dev/pmem0 for less than 2 MiB");
+    }
 }
 
 /// Adds to a refusal what the user can do about it, to the file or else the table.

@@ -14,6 +14,7 @@ use pfn_blk::{
 use vhost_pmem::WindowChoice;
 
 use crate::backing::{self, Backing, OpenedTable};
+use crate::image;
 use crate::size::ByteSize;
 
 /// More extents than this are counted, not shown.
@@ -180,6 +181,9 @@ fn print_store(store: &dyn Store, out: &mut impl Write) -> io::Result<()> {
     };
     let persistent = if store.is_persistent() { "persistent" } else { "lost without power" };
     write!(out, "  {}: {size}, {access}, {persistent}", store.name())?;
+    if let Some(format) = image::of(store) {
+        write!(out, ", looks like a {format} image")?;
+    }
     match store.alignment() {
         NrPages::ONE => writeln!(out),
         more => writeln!(out, ", mapped in multiples of {}", ByteSize(more.bytes())),

@@ -12,6 +12,7 @@ mod clients;
 mod confinement;
 mod control;
 mod fleet;
+mod image;
 mod janitor;
 mod log;
 mod marks;
@@ -249,6 +250,7 @@ fn serve(cli: &Cli) -> anyhow::Result<()> {
     shutdown::on_signal(Arc::clone(&device), is_member, pass, leavings.tidying())
         .context("cannot set up signals")?;
     backing::warn_of_tail(device.window(), nr_pages, &cli.backing);
+    backing::warn_of_size(device.window(), nr_pages);
     let window = backing::describe(device.window(), nr_pages);
     service::ready();
     sandbox.wait_for_all();

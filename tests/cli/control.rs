@@ -9,10 +9,11 @@ use std::os::unix::fs::{FileExt, PermissionsExt};
 use std::os::unix::net::UnixStream;
 use std::time::{Duration, Instant};
 
+use guest_harness::Daemon;
 use rustix::process::Signal;
 
-use crate::Place;
 use crate::publish::Publisher;
+use crate::{DAEMON, Place};
 
 const SERVE: &str = "--publish @/window --file @/base --control @/control";
 
@@ -84,6 +85,23 @@ fn snapshot_dropped_is_the_state_that_it_was_taken_of() {
     assert!(!place.path("cow").exists());
     write(&place, 1, 4);
     assert_eq!(pages(&place, "base"), [1, 4, 1, 1]);
+}
+
+/// Its sandbox would refuse the COW store as well, and that is no help.
+#[test]
+fn snapshot_of_a_direct_window_says_that_it_is_direct() {
+    let place = Place::new();
+    let path = |name| place.path(name);
+    let args = ["--file".into(), path("file"), "--size".into(), "1M".into()];
+    let control = ["--control".into(), path("control")];
+    let _daemon = Daemon::start(DAEMON, args.into_iter().chain(control)).unwrap();
+    for command in ["snapshot @/elsewhere/cow", "merge", "drop"] {
+        place.refuses(
+            &format!("{command} --control @/control"),
+            "the daemon refuses: the window is direct: the guest maps the files themselves; restart \
+             the daemon with --window served for snapshots and changes while it runs",
+        );
+    }
 }
 
 #[test]

@@ -18,8 +18,9 @@ mod terminal;
 
 use std::fs;
 use std::io::{BufRead, BufReader, Read, Write};
-use std::os::fd::AsRawFd;
-use std::os::unix::net::{UnixListener, UnixStream};
+use std::net::{TcpListener, UdpSocket};
+use std::os::fd::{AsRawFd, OwnedFd};
+use std::os::unix::net::{UnixDatagram, UnixListener, UnixStream};
 use std::path::PathBuf;
 use std::process::{Command, Output, Stdio};
 use std::thread;
@@ -27,6 +28,7 @@ use std::time::{Duration, Instant};
 
 use guest_harness::Daemon;
 use rustix::io::{FdFlags, fcntl_setfd};
+use rustix::net::{AddressFamily, SocketType};
 use rustix::process::Signal;
 use tempfile::TempDir;
 
@@ -169,6 +171,40 @@ fn file_not_power_of_two_names_the_mend() {
 }
 
 #[test]
+fn file_that_is_another_kind_of_image_is_refused_and_not_grown() {
+    let place = Place::new();
+    let mut image = vec![0; 1 << 20];
+    image[..4].copy_from_slice(b"QFI\xfb");
+    fs::write(place.path("file"), &image).unwrap();
+    let expected = "cannot serve @/file: it looks like a qcow2 image, not a raw one; convert it with \
+                    \"qemu-img convert -O raw @/file NEW\" and serve NEW (a table serves it as it is)";
+    for args in ["", "--size 2M", "--read-only", "--overlay @/cow"] {
+        place.refuses(&format!("--socket-path @/socket --file @/file {args}"), expected);
+    }
+    assert!(fs::read(place.path("file")).unwrap() == image && !place.path("cow").exists());
+    fs::write(place.path("table"), place.expand("0 2048 linear @/file 0")).unwrap();
+    let table = place.path("table");
+    let daemon = Daemon::start(DAEMON, ["--table".as_ref(), table.as_os_str()]).unwrap();
+    let log = daemon.log();
+    assert!(log.contains("looks like a disk image; its bytes are served as they are"), "{log}");
+    drop(daemon);
+    let shown = place.run("check --table @/table");
+    assert!(String::from_utf8(shown.stdout).unwrap().contains(", looks like a qcow2 image"));
+}
+
+#[test]
+fn region_too_small_for_linux_is_warned_of() {
+    let place = Place::new();
+    let file = place.path("file");
+    for (size, is_warned) in [("1M", true), ("2M", false)] {
+        let args = ["--file".as_ref(), file.as_os_str(), "--size".as_ref(), size.as_ref()];
+        let log = Daemon::start(DAEMON, args).unwrap().log();
+        let warning = "Linux guests have no /dev/pmem0 for less than 2 MiB";
+        assert_eq!(log.contains(warning), is_warned, "{log}");
+    }
+}
+
+#[test]
 fn file_longer_than_size_is_never_shrunk() {
     Place::new().refuses_file_of(
         2 << 20,
@@ -192,7 +228,8 @@ fn size_not_power_of_two_is_refused_before_the_file_is_touched() {
     place.refuses(
         "--socket-path @/socket --file @/file --size 3M",
         "--size 3145728: the region has 3145728 bytes, which is not a power of two, as a frontend \
-         needs; the next one is 4194304",
+         needs; the next one is 4194304; give --size 4194304, or --window served, which shows any \
+         size, with zeroes after its end",
     );
     assert!(!place.path("file").exists());
 }
@@ -259,6 +296,22 @@ fn fd_that_is_no_listening_socket_is_refused() {
     let args = |fd: &str| format!("--fd {fd} --file @/file --size 1M");
     place.refuses(&args("99"), "cannot use --fd 99: no such file descriptor was inherited");
     place.refuses(&args("2"), "cannot use --fd 2: 0, 1 and 2 are standard input, output and error");
+    let refuses = |socket: &OwnedFd, expected: &str| {
+        fcntl_setfd(socket, FdFlags::empty()).unwrap();
+        let fd = socket.as_raw_fd().to_string();
+        place.refuses(&args(&fd), &format!("cannot use --fd {fd}: {expected}"));
+        fcntl_setfd(socket, FdFlags::CLOEXEC).unwrap();
+    };
+    let elsewhere =
+        "a socket of address family 2, not a Unix socket, which alone carries file descriptors";
+    refuses(&TcpListener::bind("127.0.0.1:0").unwrap().into(), elsewhere);
+    refuses(&UdpSocket::bind("127.0.0.1:0").unwrap().into(), elsewhere);
+    let (datagrams, _other) = UnixDatagram::pair().unwrap();
+    refuses(&datagrams.into(), "a Unix socket of type 2, not SOCK_STREAM");
+    let alone = rustix::net::socket(AddressFamily::UNIX, SocketType::STREAM, None).unwrap();
+    refuses(&alone, "a Unix socket that neither listens nor is connected");
+    refuses(&fs::File::open("/dev/null").unwrap().into(), "not a socket");
+    assert!(!place.path("file").exists(), "the file was created for nothing");
 }
 
 #[test]
@@ -516,7 +569,7 @@ fn size_creates_then_grows_and_says_so() {
 
 #[test]
 fn signal_ends_it_with_success_and_takes_the_socket_away() {
-    for signal in [Signal::TERM, Signal::INT] {
+    for signal in [Signal::TERM, Signal::INT, Signal::HUP] {
         let place = Place::new();
         let mut child = place
             .command("--socket-path @/socket --file @/file --size 1M")
@@ -530,6 +583,25 @@ fn signal_ends_it_with_success_and_takes_the_socket_away() {
         assert!(child.wait().unwrap().success());
         assert!(!place.path("socket").exists());
     }
+}
+
+/// As nohup(1) has it.
+#[test]
+fn hangup_that_was_ignored_at_the_start_stays_ignored() {
+    let place = Place::new();
+    let mut child = Command::new("sh")
+        .args(["-c", "trap '' HUP; exec \"$0\" \"$@\"", DAEMON])
+        .args(place.expand("--socket-path @/socket --file @/file --size 1M").split_whitespace())
+        .stderr(Stdio::piped())
+        .spawn()
+        .unwrap();
+    let mut log = BufReader::new(child.stderr.take().unwrap()).lines().map(Result::unwrap);
+    assert!(log.any(|line| line.contains("waiting for a frontend")));
+    let pid = rustix::process::Pid::from_child(&child);
+    rustix::process::kill_process(pid, Signal::HUP).unwrap();
+    assert_speaks_vhost_user(&mut UnixStream::connect(place.path("socket")).unwrap());
+    rustix::process::kill_process(pid, Signal::TERM).unwrap();
+    assert!(child.wait().unwrap().success());
 }
 
 #[test]
