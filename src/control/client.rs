@@ -112,7 +112,13 @@ fn ask(
     command: Command,
     patience: Option<Duration>,
 ) -> anyhow::Result<Result<Vec<Report>, String>> {
-    converse(connect(control).context("cannot connect")?, device, command, patience)
+    let stream = connect(control).map_err(|error| {
+        let hangs = error.kind() == io::ErrorKind::WouldBlock;
+        let what =
+            if hangs { "the daemon hangs: it accepts no connection" } else { "cannot connect" };
+        anyhow!(error).context(what)
+    })?;
+    converse(stream, device, command, patience)
 }
 
 /// The same of a member of a fleet.

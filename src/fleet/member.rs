@@ -259,7 +259,9 @@ impl Process {
         let mut said = Vec::new();
         stdout.take(len).read_to_end(&mut said).ok()?;
         let said = String::from_utf8_lossy(&said);
-        let reason: String = said.chars().filter(|one| !one.is_control()).collect();
+        // It may name files that others have named.
+        let plain = |one: char| if one.is_control() { ' ' } else { one };
+        let reason: String = said.chars().map(plain).collect();
         let reason = reason.trim_start_matches(BEGUN);
         (!reason.is_empty()).then(|| reason.to_owned())
     }

@@ -10,7 +10,7 @@ use std::path::Path;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::UNIX_EPOCH;
 
-use rustix::fs::{AtFlags, FileType, FlockOperation, FsWord, Mode, OFlags, StatxFlags};
+use rustix::fs::{AtFlags, FileType, FlockOperation, FsWord, Mode, OFlags, Statx, StatxFlags};
 use rustix::io::Errno;
 use thiserror::Error;
 use tracing::warn;
@@ -127,6 +127,8 @@ pub struct FileStore {
     access: Access,
     is_persistent: bool,
     alignment: NrPages,
+    /// Some filesystems count no names.
+    had_name: bool,
     warned_of_removal: AtomicBool,
 }
 
@@ -225,6 +227,7 @@ impl FileStore {
         let name = path.display().to_string();
         let mapped = reopen(&file, flags(access))?;
         let (is_persistent, alignment) = filesystem(&file)?;
+        let had_name = file.metadata().map_err(InvalidStore::io("inspect it"))?.nlink() > 0;
         Ok(Self {
             name,
             file,
@@ -234,19 +237,26 @@ impl FileStore {
             access,
             is_persistent,
             alignment,
+            had_name,
             warned_of_removal: AtomicBool::new(false),
         })
     }
 }
 
 impl FileStore {
+    /// Whether it is a file that had a name, and has none any more.
+    fn is_nameless(&self, stat: &Statx) -> bool {
+        let is_file = FileType::from_raw_mode(stat.stx_mode.into()) == FileType::RegularFile;
+        is_file && self.had_name && stat.stx_nlink == 0
+    }
+
     /// That nobody has cut off its end. Warns if it was removed, once.
     fn check_whole(&self) -> io::Result<()> {
         // No more than that: on ext4 and XFS, since Linux 6.13, a store behind a look at the file's
         // times must write new ones, and the next sync takes 40 µs more.
         let wanted = StatxFlags::TYPE | StatxFlags::SIZE | StatxFlags::NLINK;
         let stat = rustix::fs::statx(&self.file, "", AtFlags::EMPTY_PATH, wanted)?;
-        if stat.stx_nlink == 0 && !self.warned_of_removal.swap(true, Ordering::Relaxed) {
+        if self.is_nameless(&stat) && !self.warned_of_removal.swap(true, Ordering::Relaxed) {
             warn!(
                 store = self.name,
                 "the file was removed while it is served; what is written to it is lost when the \
@@ -281,8 +291,9 @@ impl Store for FileStore {
 
     fn is_removed(&self) -> bool {
         let flags = AtFlags::EMPTY_PATH | AtFlags::STATX_DONT_SYNC;
-        let stat = rustix::fs::statx(&self.file, "", flags, StatxFlags::NLINK);
-        stat.is_ok_and(|stat| stat.stx_nlink == 0)
+        let wanted = StatxFlags::TYPE | StatxFlags::NLINK;
+        let stat = rustix::fs::statx(&self.file, "", flags, wanted);
+        stat.is_ok_and(|stat| self.is_nameless(&stat))
     }
 
     fn alignment(&self) -> NrPages {
