@@ -435,11 +435,18 @@ impl Life {
         act: impl FnOnce(&mut Self) -> Outcome + Send,
     ) -> Outcome {
         let legs = self.stack.bottom.legs.clone();
+        let layers = self.stack.layers.clone();
         let done = disks.unless_cut(|| act(self)).unwrap();
         self.window = None;
         if done.is_none() && self.trouble.is_none() {
             // None has failed by itself.
             self.stack.bottom.failed_together(&legs);
+        }
+        if done.is_none() && self.stack.layers.len() < layers.len() {
+            // What was answered without power needn't be done.
+            let mut layer = layers.last().expect("a layer").clone();
+            layer.without = Some(self.stack.content().clone());
+            self.stack.layers.push(layer);
         }
         match done {
             Some(done) => {

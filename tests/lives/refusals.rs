@@ -48,7 +48,7 @@ const REFUSALS: &[Refusal] = &[
             WayOut { named: &["merge"], can: can_merge, go: merge },
             WayOut {
                 named: &["bring it back"],
-                can: |life, _| any_layer_is_lost(life),
+                can: |life, _| any_layer_is_lost(life) && !life.stack.bottom.is_moved,
                 go: bring_layers_back,
             },
             WayOut {
@@ -80,7 +80,7 @@ const REFUSALS: &[Refusal] = &[
         ways_out: &[
             WayOut {
                 named: &["create it"],
-                can: |life, _| !life.stack.is_mirror(),
+                can: |life, plan| !life.stack.is_mirror() && !plan.accept,
                 go: create_layers,
             },
             WayOut { named: &[], can: always, go: bring_layers_back },
