@@ -11,7 +11,7 @@ use std::time::{Duration, Instant};
 
 use guest_harness::Daemon;
 use rustix::net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType, socket_with};
-use rustix::process::{Pid, Resource, Rlimit, Signal, prlimit};
+use rustix::process::{Pid, Resource, Rlimit, Signal, kill_process, prlimit};
 use tempfile::TempDir;
 
 use crate::metrics::scrape::Metrics;
@@ -108,6 +108,21 @@ fn control_clients_that_say_nothing_are_bounded_and_keep_no_one_out() {
     assert!(is_closed.next().unwrap() && !is_closed.next_back().unwrap());
     assert!(ask(&dir, "status").contains("frontend: none"));
     drop(daemon);
+}
+
+#[test]
+fn command_to_a_daemon_that_accepts_nothing_says_that_it_hangs() {
+    let dir = tempfile::tempdir().unwrap();
+    let daemon = serve(&dir);
+    let control = dir.path().join("control");
+    let pid = Pid::from_raw(daemon.pid().try_into().unwrap()).unwrap();
+    kill_process(pid, Signal::STOP).unwrap();
+    // As clients leave it that ask, and give up.
+    assert!(fill_backlog(&control) > 0);
+    let output = Command::new(DAEMON).args(["status", "--control"]).arg(&control).output().unwrap();
+    kill_process(pid, Signal::CONT).unwrap();
+    let said = String::from_utf8(output.stderr).unwrap();
+    assert!(said.contains("the daemon hangs: it accepts no connection"), "{said}");
 }
 
 #[test]
@@ -260,7 +275,7 @@ fn threads(daemon: &Daemon, of: &str) -> usize {
 }
 
 /// Fills the backlog of a socket that nobody accepts from. How many connections that took.
-pub(crate) fn fill_backlog(socket: &Path) -> usize {
+fn fill_backlog(socket: &Path) -> usize {
     let connect = || {
         let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
         let stream = socket_with(AddressFamily::UNIX, SocketType::STREAM, flags, None).unwrap();

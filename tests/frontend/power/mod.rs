@@ -268,13 +268,13 @@ fn file_keeps_what_was_flushed_while_snapshots_are_taken_and_merged_over_power_c
 /// These tests can fail: a disk that doesn't sync is found out.
 #[test]
 fn disk_that_lies_is_caught() {
-    let liars: [(Stack, &[&str]); 5] = [
+    let liars: [(Stack, &[&str]); 4] = [
         (Stack::Direct, &["one"]),
         (Stack::Striped, &["other"]),
         (Stack::Overlay, &["cow"]),
-        // One of them alone loses its label with its data, and is copied to.
+        // One of them alone loses its label with its data, and is copied to; without the log they
+        // are compared.
         (Stack::Mirror, &["one", "other"]),
-        (Stack::Mirror, &["log"]),
     ];
     for (stack, lying) in liars {
         let mut subject = Subject::new(stack, 1, lying);

@@ -15,12 +15,13 @@ use crate::Command;
 use crate::command_line::Cli;
 
 /// Programs of others that the pages show, and where a test runs them so; or why none does.
-const OTHERS: [(&str, &str); 11] = [
+const OTHERS: [(&str, &str); 12] = [
     ("qemu-system-x86_64", "each guest test, with these words for the device"),
     ("mkfs.ext4", "each guest test"),
     ("mount", "each guest test"),
     ("grep", "the demo"),
     ("cp", "tests/guest: snapshots, by a copy of the test's own"),
+    ("truncate", "the tests of mirrors, by the library's function"),
     ("apt", "none: it installs"),
     ("apt-get", "none: it installs"),
     ("git", "none: it fetches"),
