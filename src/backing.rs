@@ -103,7 +103,10 @@ fn open_alone(path: &Path, args: &BackingArgs) -> anyhow::Result<Backing> {
     let overlay = overlay.transpose().with_context(context)?;
     let target: Arc<dyn Target> = match &overlay {
         Some(snapshot) => Arc::clone(snapshot) as _,
-        None if args.read_only => set.open(path, Access::ReadOnly).with_context(context)?,
+        None if args.read_only => {
+            marks::check_not_merging(path).with_context(context)?;
+            set.open(path, Access::ReadOnly).with_context(context)?
+        }
         None if marks::of(path).with_context(context)?.is_some() => {
             open_marked(&mut set, path, args).with_context(context)?
         }

@@ -6,8 +6,8 @@ use std::fs::{self, File};
 use std::io::{self, Write};
 use std::path::Path;
 
-use anyhow::Context;
-use pfn_blk::{CowFile, FileStore, OriginMark, origin_mark};
+use anyhow::{Context, bail};
+use pfn_blk::{Access, CowFile, FileStore, OriginMark, Store, origin_mark};
 
 use crate::printable::printable;
 
@@ -79,9 +79,28 @@ pub(crate) fn is_kept_in(mark: &OriginMark, path: &Path) -> bool {
     }
 }
 
+/// That `file` by itself is the state of its snapshot, and no mixture of that and the changes since,
+/// of which a merge has left the others in their COW store.
+pub(crate) fn check_not_merging(file: &Path) -> anyhow::Result<()> {
+    let Ok(Some(mark)) = of(file) else { return Ok(()) };
+    let cow = CowFile::read(&mark.cow).filter(|_| Changes::of(&mark) == Changes::Here);
+    match cow {
+        Some(CowFile { has_merged: true, used: 1.., .. }) => bail!(
+            "a merge of the changes since its snapshot was begun, and the others are still in {}; \
+             merge those",
+            mark.cow.display()
+        ),
+        _ => Ok(()),
+    }
+}
+
 /// Makes `file` one of its own: takes away all that says that it belongs to others.
 pub(crate) fn unmark(file: &Path, out: &mut impl Write) -> anyhow::Result<()> {
     let context = || format!("cannot unmark {}", file.display());
+    // What is on a mirror's leg is given up as a whole.
+    if !is_leg(file) {
+        check_not_merging(file).with_context(context)?;
+    }
     let forgotten = FileStore::forget_records(file).with_context(context)?;
     for (name, value) in &forgotten {
         writeln!(out, "removed {name}: {}", shown(value))?;
@@ -90,6 +109,12 @@ pub(crate) fn unmark(file: &Path, out: &mut impl Write) -> anyhow::Result<()> {
         writeln!(out, "there was no mark")?;
     }
     Ok(())
+}
+
+/// Whether the file says that it is a mirror's leg.
+fn is_leg(file: &Path) -> bool {
+    let names = FileStore::open(file, Access::ReadOnly).ok().and_then(|it| it.attributes().ok());
+    names.is_some_and(|names| names.iter().any(|name| name.starts_with("leg.")))
 }
 
 /// A value as text, or in hexadecimal digits.

@@ -331,13 +331,12 @@ impl Operator {
 fn explain_drop(error: LayerError) -> anyhow::Error {
     let is_denied = matches!(&error, LayerError::Reopen(source)
         if source.kind() == io::ErrorKind::PermissionDenied);
-    match is_denied {
-        true => anyhow!(
-            "{:#}; let the user of --user read and write the published file",
-            anyhow!(error)
-        ),
-        false => error.into(),
-    }
+    let advice = match &error {
+        _ if is_denied => "; let the user of --user read and write the published file",
+        LayerError::HasMerged => "; merge the others",
+        _ => "",
+    };
+    anyhow!("{:#}{advice}", anyhow!(error))
 }
 
 impl From<Placement> for protocol::Placement {

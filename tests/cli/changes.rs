@@ -5,7 +5,9 @@
 
 use std::fs;
 use std::process::Command;
+use std::sync::Arc;
 
+use pfn_blk::{Access, FileStore, NrPages, PfnSpace, Snapshot, Target};
 use rustix::process::Signal;
 
 use crate::Place;
@@ -108,6 +110,41 @@ fn changes_that_are_given_up_leave_the_state_of_the_snapshot() {
         "{said}"
     );
     assert_eq!(fs::read(place.path("cow")).unwrap(), cow);
+}
+
+/// As a daemon leaves it that was killed in the midst of a merge.
+#[test]
+fn changes_that_were_merged_in_part_can_only_be_merged() {
+    let Some(place) = taken() else { return };
+    let mut space = PfnSpace::new();
+    let mut add = |store| space.add(Box::new(store)).unwrap() as Arc<dyn Target>;
+    let base = add(FileStore::open_origin(&place.path("base")).unwrap());
+    let cow = add(FileStore::open(&place.path("cow"), Access::ReadWrite).unwrap());
+    let [chunk, size] = [4; 2].map(|pages| NrPages::try_new(pages).unwrap());
+    Snapshot::open(base, cow, chunk, size).unwrap().begin_merge().unwrap();
+    drop(space);
+    let begun = "a merge of the changes since its snapshot was begun, and the others are still in \
+                 @/cow; merge those";
+    place.refuses("unmark @/base", &format!("cannot unmark @/base: {begun}"));
+    place.refuses(&format!("{SERVE} --read-only"), &format!("cannot serve @/base: {begun}"));
+    let mut daemon = Publisher::start(&place, &format!("{SERVE} --control @/control")).unwrap();
+    // That it has begun isn't forgotten with the next write.
+    write(&place, 2, 4);
+    assert!(!daemon.signal(Signal::KILL));
+    let mut daemon = Publisher::start(&place, &format!("{SERVE} --control @/control")).unwrap();
+    place.refuses(
+        "drop --control @/control",
+        "the daemon refuses: a merge was begun, and has written changes since the snapshot to what \
+         is beneath already; merge the others",
+    );
+    assert_eq!(pages(&place, "window"), [1, 3, 4, 1]);
+    ask(&place, "merge");
+    assert_eq!(pages(&place, "base"), [1, 3, 4, 1]);
+    assert!(!is_marked(&place));
+    // The next snapshot is a new one.
+    ask(&place, "snapshot @/cow");
+    ask(&place, "drop");
+    assert!(daemon.signal(Signal::TERM));
 }
 
 /// A backup that was made while a snapshot was open, by a tool that keeps attributes.

@@ -71,10 +71,8 @@ pub(super) fn merge(life: &Life) -> bool {
     is_well(life) && life.live_layers > 0
 }
 
-/// A snapshot that was merged in part should be refused; what is left is neither state.
 pub(super) fn drop(life: &Life) -> bool {
-    let is_merging = life.stack.layers.last().is_some_and(|layer| layer.is_merging);
-    is_well(life) && life.live_layers > 0 && !is_merging
+    is_well(life) && life.live_layers > 0
 }
 
 pub(super) fn has_layers_up(life: &Life) -> bool {

@@ -146,14 +146,25 @@ pub(super) fn drop_layer(life: &mut Life) -> Outcome {
         1 => life.stack.bottom.content.clone(),
         many => layers[many - 2].content.clone(),
     };
-    layers.last_mut().expect("a layer").without = Some(below.clone());
+    let layer = layers.last_mut().expect("a layer");
+    let is_merging = layer.is_merging;
+    let without = layer.without.replace(below.clone());
     // The kernel tells of the closing in its own time.
-    eventually(|| match life.world.ask(&["drop"]) {
+    let dropped = eventually(|| match life.world.ask(&["drop"]) {
         Err(refusal) if refusal.contains("has the window open") => Err(refusal),
         done => Ok(done.map(drop)),
-    })??;
-    life.stack.pop(below);
-    life.live_layers -= 1;
+    })?;
+    match dropped {
+        // What is beneath may be neither state.
+        Err(refusal) if is_merging && refusal.contains("a merge was begun") => {
+            life.stack.layers.last_mut().expect("a layer").without = without;
+        }
+        dropped => {
+            dropped?;
+            life.stack.pop(below);
+            life.live_layers -= 1;
+        }
+    }
     life.window = Some(life.world.open().map_err(|error| error.to_string())?);
     life.check("after drop")
 }

@@ -288,6 +288,16 @@ fn breaking(store: FileStore, left: &Left) -> Box<dyn Store> {
     }))
 }
 
+/// If anything was merged the store says so, also after it was opened and written since.
+fn has_merged_somewhat(place: &Place) {
+    let has_merged = || CowFile::read(&place.path("cow")).unwrap().has_merged;
+    if fs::read(place.path("base")).unwrap() != original() {
+        assert!(has_merged());
+        place.write("cow", 3, 1);
+        assert!(has_merged() && place.open("cow").unwrap().has_merged());
+    }
+}
+
 /// The process ends at any point of a merge. The store is still good for the base, another one that
 /// was kept over it isn't once anything was written there, and the merge can be done again.
 #[test]
@@ -321,6 +331,7 @@ fn merge_that_ended_at_any_point_is_gone_on_with() {
             place.is_refused("other");
         }
         assert_eq!(place.shown("cow"), expected, "{operations}: {merged:?}");
+        has_merged_somewhat(&place);
         if operations % 2 == 0 {
             place.write("cow", 9, 3);
             place.merge("cow");

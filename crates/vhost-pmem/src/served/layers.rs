@@ -72,6 +72,11 @@ pub enum LayerError {
     /// What was written before can't be made durable.
     #[error("cannot sync what was written")]
     Persist(#[from] PersistError),
+    /// What is beneath isn't any more what the snapshot was taken of.
+    #[error(
+        "a merge was begun, and has written changes since the snapshot to what is beneath already"
+    )]
+    HasMerged,
     /// Changes can't be merged; none is lost.
     #[error("cannot merge; nothing is lost, and merging may be tried again")]
     Merge(#[source] BioError),
@@ -280,10 +285,12 @@ impl Layers {
     }
 
     /// Forgets the last snapshot, and what was changed since. Returns its COW store, of which nothing
-    /// is of use any more.
+    /// is of use any more. Not once a merge has begun: what is beneath may be a mixture of both then.
     pub(super) fn drop_changes(&self) -> Result<PathBuf, LayerError> {
-        match self.stack_alone().pop() {
-            Some(over) => Ok(over.cow),
+        let mut stack = self.stack_alone();
+        match stack.last() {
+            Some(over) if over.snapshot.has_merged() => Err(LayerError::HasMerged),
+            Some(_) => Ok(stack.pop().expect("there is one").cow),
             None => Err(LayerError::NoLayer),
         }
     }
@@ -414,6 +421,8 @@ mod tests {
         (0..PAGES).for_each(|at| write(&layers, at, at + 1));
         failing.store(true, Ordering::SeqCst);
         assert!(matches!(layers.merge(), Err(LayerError::Merge(_))));
+        // A part may be beneath.
+        assert!(matches!(layers.drop_changes(), Err(LayerError::HasMerged)));
         assert_eq!(layers.told().layers.len(), 1);
         layers.persist().unwrap();
         failing.store(false, Ordering::SeqCst);

@@ -117,6 +117,7 @@ impl Snapshot {
             None => {
                 let next = Id::random().map_err(no_random)?;
                 committed.record.next = Some(next);
+                committed.record.has_merged = true;
                 self.write_header(committed, committed.count)?;
                 next
             }

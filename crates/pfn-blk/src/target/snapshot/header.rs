@@ -35,6 +35,8 @@ pub(super) struct CowHeader {
     base_modified: U64,
     /// The generation that a merge gives the base.
     next: [u8; 16],
+    /// Whether a merge ever began.
+    has_merged: U32,
 }
 
 impl Header for CowHeader {
@@ -55,13 +57,23 @@ pub(super) struct Record {
     pub(super) base: Option<Base>,
     /// A merge into the base has begun, which gives it this generation.
     pub(super) next: Option<Id>,
+    /// A merge has begun at some time, done since or not: the base may hold what it didn't when the
+    /// store was made.
+    pub(super) has_merged: bool,
 }
 
 impl Record {
     /// What the next header says of a store whose header was this one: it has an id.
     pub(super) fn new(was: Option<Self>, layout: Layout) -> io::Result<Self> {
         let id = was.and_then(|was| was.id).map_or_else(Id::random, Ok)?;
-        Ok(Self { nr_pages: layout.nr_pages.get(), id: Some(id), base: None, next: None })
+        let has_merged = was.is_some_and(|was| was.has_merged);
+        Ok(Self {
+            nr_pages: layout.nr_pages.get(),
+            id: Some(id),
+            base: None,
+            next: None,
+            has_merged,
+        })
     }
 }
 
@@ -80,6 +92,7 @@ impl CowHeader {
             base_generation: bytes(base.generation),
             base_modified: base.modified.into(),
             next: bytes(record.next),
+            has_merged: u32::from(record.has_merged).into(),
         }
     }
 
@@ -89,11 +102,14 @@ impl CowHeader {
             generation: Id::from_bytes(self.base_generation),
             modified: self.base_modified.get(),
         };
+        let next = Id::from_bytes(self.next);
         Record {
             nr_pages: self.nr_pages.get(),
             id: Id::from_bytes(self.id),
             base: (self.has_base.get() != 0).then_some(base),
-            next: Id::from_bytes(self.next),
+            next,
+            // Earlier headers say so for as long as the merge lasts.
+            has_merged: self.has_merged.get() != 0 || next.is_some(),
         }
     }
 }
@@ -109,6 +125,8 @@ pub struct CowFile {
     pub used: u64,
     /// Which COW store it is.
     pub id: Option<Id>,
+    /// Whether a merge into its base has begun at some time.
+    pub has_merged: bool,
 }
 
 impl CowFile {
@@ -126,6 +144,7 @@ impl CowFile {
             chunk: NrPages::try_new(header.chunk.get()).ok()?,
             used: header.count.get(),
             id: header.record().id,
+            has_merged: header.record().has_merged,
         })
     }
 }

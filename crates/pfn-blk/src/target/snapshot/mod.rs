@@ -82,6 +82,7 @@ pub struct SnapshotUsage {
 ///         40 check of the last entry   44 whether there is an origin here   48 id
 ///         64 pages of the origin's stores   72 their generation   88 their times
 ///         96 the generation that a merge gives them, once it has begun
+///        112 whether a merge ever began
 /// map      entry i, of 8 bytes: which chunk of the snapshot the store's chunk i stands for; check
 /// ```
 ///
@@ -231,7 +232,7 @@ impl Snapshot {
             Some((map, _)) if map.len() > 0 => {
                 return Err(InvalidSnapshot::NotBlank { used: map.len() });
             }
-            Some((_, Record { id: Some(id), .. })) => return Ok(id),
+            Some((_, Record { id: Some(id), has_merged: false, .. })) => return Ok(id),
             _ => {}
         }
         let record = Record::new(None, layout).map_err(no_random)?;
@@ -244,6 +245,12 @@ impl Snapshot {
     /// Which COW store it is; none if its header is of version 1, and wasn't written since.
     pub fn id(&self) -> Option<Id> {
         lock(&self.committed).record.id
+    }
+
+    /// Whether a [`merge`](Self::merge) has begun since the COW store was made: changes are in the
+    /// origin then, all or some, and it can't be told from them any more what it was.
+    pub fn has_merged(&self) -> bool {
+        lock(&self.committed).record.has_merged
     }
 
     /// The size of a COW store that is never full, for a snapshot of `nr_pages` in chunks of
