@@ -48,14 +48,27 @@ impl Changes {
                  snapshot, run \"vhost-pmemd unmark {file}\"; serve a file that was moved with that \
                  as its --overlay"
             ),
-            Self::Missing => format!(
-                ", which doesn't exist; bring it back, or, to give up what was written since the \
-                 snapshot, run \"vhost-pmemd unmark {file}\""
+            Self::Missing | Self::Replaced => format!(
+                "{}, or, to give up what was written since the snapshot, run \"vhost-pmemd unmark \
+                 {file}\"",
+                self.advice_lost()
             ),
-            Self::Replaced => format!(
-                ", which holds something else now; bring it back, or, to give up what was written \
-                 since the snapshot, run \"vhost-pmemd unmark {file}\""
-            ),
+        }
+    }
+
+    fn advice_lost(self) -> &'static str {
+        match self {
+            Self::Replaced => ", which holds something else now; bring it back",
+            _ => ", which doesn't exist; bring it back",
+        }
+    }
+
+    /// The same for a file that may be a mirror's leg. `unmark` would take its label away, too, and
+    /// another leg that is behind would be believed.
+    pub(crate) fn advice_beneath(self, file: &Path) -> String {
+        match self {
+            Self::Missing | Self::Replaced if is_leg(file) => self.advice_lost().to_owned(),
+            _ => self.advice(file),
         }
     }
 }

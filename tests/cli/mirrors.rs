@@ -370,6 +370,58 @@ fn leg_that_was_replaced_before_or_after_a_snapshot_is_marked_until_it_is_merged
 }
 
 #[test]
+fn cow_store_of_a_mirror_that_is_lost_is_not_made_from_nothing() {
+    for log in LOGS {
+        let place = Place::new();
+        let Some(daemon) = mirror(&place, log) else { return };
+        ask(&place, "snapshot @/cow");
+        flush(&place, 2);
+        end(daemon);
+        let line = format!("m: 0 2048 mirror {log} 2 @/a 0 @/b 0\n0 2048 snapshot m @/cow P 32\n");
+        fs::write(place.path("table"), place.expand(&line)).unwrap();
+        end(restart(&place));
+        fs::rename(place.path("cow"), place.path("elsewhere")).unwrap();
+        let refused = |lost: &str| {
+            let output = place.run(SERVE);
+            let said = String::from_utf8(output.stderr).unwrap();
+            let lost =
+                format!("its changes since are in @/cow, which {lost}; bring it back; to keep");
+            assert!(said.contains(&place.expand(&lost)), "{said}");
+            assert!(said.contains("a snapshot was taken of"), "{said}");
+        };
+        refused("doesn't exist");
+        File::create(place.path("cow")).unwrap().set_len(SIZE).unwrap();
+        refused("holds something else now");
+        fs::rename(place.path("elsewhere"), place.path("cow")).unwrap();
+        let daemon = restart(&place);
+        assert_eq!(first(&place, "window"), 2);
+        end(daemon);
+    }
+}
+
+/// It has the mark of a snapshot that was merged without it.
+#[test]
+fn leg_that_is_behind_does_not_tell_of_snapshots() {
+    let place = Place::new();
+    let Some(daemon) = mirror(&place, LOGS[1]) else { return };
+    ask(&place, "snapshot @/cow");
+    end(daemon);
+    take_away(&place, "b");
+    let daemon = restart(&place);
+    flush(&place, 2);
+    ask(&place, "merge");
+    end(daemon);
+    fs::rename(place.path("elsewhere"), place.path("b")).unwrap();
+    let line =
+        format!("m: 0 2048 mirror {} 2 @/b 0 @/a 0\n0 2048 snapshot m @/cow P 32\n", LOGS[1]);
+    fs::write(place.path("table"), place.expand(&line)).unwrap();
+    File::create(place.path("cow")).unwrap().set_len(SIZE).unwrap();
+    let daemon = restart(&place);
+    assert_eq!(first(&place, "window"), 2);
+    end(daemon);
+}
+
+#[test]
 fn leg_that_was_cut_off_is_copied_to_after_what_the_refusal_says() {
     for log in LOGS {
         for (len, why) in [

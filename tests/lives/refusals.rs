@@ -78,11 +78,7 @@ const REFUSALS: &[Refusal] = &[
         says: "no such file; create it, with the size it is to have",
         agrees: |life, _, _| any_layer_is_lost(life),
         ways_out: &[
-            WayOut {
-                named: &["create it"],
-                can: |life, plan| !life.stack.is_mirror() && !plan.accept,
-                go: create_layers,
-            },
+            WayOut { named: &["create it"], can: |_, plan| !plan.accept, go: create_layers },
             WayOut { named: &[], can: always, go: bring_layers_back },
         ],
     },

@@ -267,6 +267,10 @@ impl Target for Pagemap {
     fn stores<'a>(&'a self, visit: &mut dyn FnMut(&'a Pagemap)) {
         visit(self);
     }
+
+    fn markable(&self, visit: &mut dyn FnMut(&Pagemap)) {
+        visit(self);
+    }
 }
 
 impl SyncPoint for Pagemap {

@@ -144,6 +144,10 @@ impl Target for Table {
     fn stores<'a>(&'a self, visit: &mut dyn FnMut(&'a Pagemap)) {
         self.entries.iter().for_each(|(_, target)| target.stores(visit));
     }
+
+    fn markable(&self, visit: &mut dyn FnMut(&Pagemap)) {
+        self.entries.iter().for_each(|(_, target)| target.markable(visit));
+    }
 }
 
 #[cfg(test)]

@@ -365,8 +365,18 @@ impl Opener<'_, '_> {
             TargetSpec::Snapshot { origin, cow, chunk } => {
                 let read_only = Scope { access: Access::ReadOnly, ..scope };
                 let origin = self.open_device(origin, read_only)?;
-                let cow = self.open_device(cow, scope)?;
                 let origins = self.stores.origins;
+                let cow = self.open_device(cow, scope).map_err(|error| match &error.kind {
+                    // One that was lost isn't to be made from nothing.
+                    OpenTableErrorKind::Store { source: InvalidStore::Missing, .. }
+                        if origins == Origins::Same =>
+                    {
+                        let position = error.position;
+                        let refused = |why| position.open_error(OpenTableErrorKind::Snapshot(why));
+                        Snapshot::check_new(&*origin).map_or_else(refused, |()| error)
+                    }
+                    _ => error,
+                })?;
                 let snapshot = Snapshot::open_over(origins, origin, cow, *chunk, nr_pages)
                     .map_err(|error| refused(OpenTableErrorKind::Snapshot(error)))?;
                 let snapshot = Arc::new(snapshot);

@@ -62,6 +62,8 @@ impl Target for ZeroTarget {
     fn leaves<'a>(&'a self, _pages: PgoffRange, _visit: &mut dyn FnMut(&'a Pagemap, PgoffRange)) {}
 
     fn stores<'a>(&'a self, _visit: &mut dyn FnMut(&'a Pagemap)) {}
+
+    fn markable(&self, _visit: &mut dyn FnMut(&Pagemap)) {}
 }
 
 impl Target for ErrorTarget {
@@ -86,4 +88,6 @@ impl Target for ErrorTarget {
     fn leaves<'a>(&'a self, _pages: PgoffRange, _visit: &mut dyn FnMut(&'a Pagemap, PgoffRange)) {}
 
     fn stores<'a>(&'a self, _visit: &mut dyn FnMut(&'a Pagemap)) {}
+
+    fn markable(&self, _visit: &mut dyn FnMut(&Pagemap)) {}
 }

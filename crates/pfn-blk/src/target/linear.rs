@@ -86,4 +86,8 @@ impl Target for Linear {
     fn stores<'a>(&'a self, visit: &mut dyn FnMut(&'a Pagemap)) {
         self.beneath.stores(visit);
     }
+
+    fn markable(&self, visit: &mut dyn FnMut(&Pagemap)) {
+        self.beneath.markable(visit);
+    }
 }

@@ -72,4 +72,9 @@ pub trait Target: fmt::Debug + Send + Sync {
     /// a snapshot's origin, which its COW store is tied to; nor a mirror's legs, of which each may
     /// take the other's place.
     fn stores<'a>(&'a self, visit: &mut dyn FnMut(&'a Pagemap));
+
+    /// Names the stores that may be marked as origins once a snapshot is taken of the target: its
+    /// [`stores`](Self::stores), and in the place of a mirror's, those of its legs that have
+    /// everything.
+    fn markable(&self, visit: &mut dyn FnMut(&Pagemap));
 }

@@ -173,4 +173,8 @@ impl Target for Striped {
     fn stores<'a>(&'a self, visit: &mut dyn FnMut(&'a Pagemap)) {
         self.stripes.iter().for_each(|stripe| stripe.stores(visit));
     }
+
+    fn markable(&self, visit: &mut dyn FnMut(&Pagemap)) {
+        self.stripes.iter().for_each(|stripe| stripe.markable(visit));
+    }
 }

@@ -537,6 +537,14 @@ impl Target for Mirror {
     fn leaves<'a>(&'a self, _pages: PgoffRange, _visit: &mut dyn FnMut(&'a Pagemap, PgoffRange)) {}
 
     fn stores<'a>(&'a self, _visit: &mut dyn FnMut(&'a Pagemap)) {}
+
+    fn markable(&self, visit: &mut dyn FnMut(&Pagemap)) {
+        // One that is behind may have missed a mark, or that it was taken away.
+        let behind = self.states().behind();
+        let legs = self.legs();
+        let whole = legs.iter().enumerate().filter(|(leg, _)| behind & bit(*leg) == 0);
+        whole.for_each(|(_, leg)| leg.pages().markable(visit));
+    }
 }
 
 #[cfg(test)]

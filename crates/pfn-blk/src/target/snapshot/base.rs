@@ -176,10 +176,14 @@ pub(super) fn outlives(target: &dyn Target) -> Result<bool, NotTold> {
 
 /// The first store of `target` that is marked as an origin.
 pub(super) fn marked(target: &dyn Target) -> Result<Option<MarkedStore>, NotTold> {
-    for store in stores(target).into_iter().map(Pagemap::store) {
-        if let Some(mark) = origin_mark(store.fd()).map_err(NotTold::by(store))? {
-            return Ok(Some(MarkedStore { store: store.name().to_owned(), mark }));
+    let mut found = Ok(None);
+    target.markable(&mut |pagemap| {
+        if let Ok(None) = found {
+            let store = pagemap.store();
+            let mark = origin_mark(store.fd()).map_err(NotTold::by(store));
+            let marked = |mark| MarkedStore { store: store.name().to_owned(), mark };
+            found = mark.map(|mark| mark.map(marked));
         }
-    }
-    Ok(None)
+    });
+    found
 }

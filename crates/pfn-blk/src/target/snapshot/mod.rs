@@ -242,6 +242,11 @@ impl Snapshot {
         Ok(record.id.expect("a new record has one"))
     }
 
+    /// That a new COW store may begin over `origin`, whose changes aren't kept in another.
+    pub fn check_new(origin: &dyn Target) -> Result<(), InvalidSnapshot> {
+        base::marked(origin)?.map_or(Ok(()), |marked| Err(InvalidSnapshot::Marked(marked)))
+    }
+
     /// Which COW store it is; none if its header is of version 1, and wasn't written since.
     pub fn id(&self) -> Option<Id> {
         lock(&self.committed).record.id
@@ -459,5 +464,9 @@ impl Target for Snapshot {
 
     fn stores<'a>(&'a self, visit: &mut dyn FnMut(&'a Pagemap)) {
         self.cow.stores(visit);
+    }
+
+    fn markable(&self, visit: &mut dyn FnMut(&Pagemap)) {
+        self.cow.markable(visit);
     }
 }
