@@ -8,6 +8,7 @@ use std::path::Path;
 
 use anyhow::{Context, bail};
 use pfn_blk::{Access, CowFile, FileStore, OriginMark, Store, origin_mark};
+use rustix::io::Errno;
 
 use crate::printable::printable;
 
@@ -122,6 +123,11 @@ pub(crate) fn unmark(file: &Path, out: &mut impl Write) -> anyhow::Result<()> {
         writeln!(out, "there was no mark")?;
     }
     Ok(())
+}
+
+/// Whether a file is one that has no extended attributes of users: a block device, or memory.
+pub(crate) fn cannot_be_marked(error: &io::Error) -> bool {
+    matches!(Errno::from_io_error(error), Some(Errno::NOTSUP | Errno::PERM))
 }
 
 /// Whether the file says that it is a mirror's leg.

@@ -10,11 +10,11 @@ use std::sync::Arc;
 use anyhow::{Context, anyhow, bail};
 use pfn_blk::{
     Access, CowFile, ErrorTarget, FileStore, InvalidStore, NrPages, OriginMark, Origins, PfnSpace,
-    Snapshot, Store, origin_mark, unmark_origin,
+    Snapshot, Store, mark_origin, origin_mark, unmark_origin,
 };
 
 use crate::backing::leave_mirrors;
-use crate::marks::{Changes, is_kept_in};
+use crate::marks::{Changes, cannot_be_marked, is_kept_in};
 use crate::overlay::{explain_overlay, overlay_chunk, with_tail};
 use crate::progress::{Progress, Unit};
 use crate::size::ByteSize;
@@ -72,6 +72,9 @@ impl Pair<'_> {
     /// Merges all that there is, and removes what is empty then.
     fn finish(self, snapshot: &Snapshot, file: File) -> anyhow::Result<u64> {
         let chunk = snapshot.usage().chunk;
+        if snapshot.usage().used > 0 {
+            self.mark(snapshot, &file)?;
+        }
         let mut progress = Progress::begin("merging", Unit::Bytes);
         let mut chunks = 0;
         loop {
@@ -86,6 +89,17 @@ impl Pair<'_> {
         unmark_origin(file).context("the base is still marked as a snapshot's origin")?;
         fs::remove_file(self.overlay).context("cannot remove the overlay, which is merged")?;
         Ok(chunks * chunk.bytes())
+    }
+
+    /// Marks the base, which isn't to be served by itself until all is merged.
+    fn mark(self, snapshot: &Snapshot, file: &File) -> anyhow::Result<()> {
+        // Which writes the id down that the mark has.
+        snapshot.begin_merge()?;
+        let Some(id) = snapshot.id() else { return Ok(()) };
+        match mark_origin(file, id, self.overlay) {
+            Err(error) if cannot_be_marked(&error) => Ok(()),
+            marked => marked.context("cannot mark the base as one whose changes are elsewhere"),
+        }
     }
 
     /// The overlay over a base that is an overlay, whose own base isn't needed: whole chunks are

@@ -17,7 +17,6 @@ use pfn_blk::{
     PersistError, PfnSpace, Sizing, Snapshot, SnapshotUsage, mark_origin, origin_mark,
     unmark_origin,
 };
-use rustix::io::Errno;
 use tracing::{info, warn};
 use vhost_pmem::{
     Device, Failure, LayerError, Pages, Placement, Syncing, Trouble, Unanswerable, Waiting, Window,
@@ -26,6 +25,7 @@ use vhost_pmem::{
 use super::measures::Cache;
 use super::process::OwnProcess;
 use super::protocol::{self, Command, Cow, Report, Request, State, Status};
+use crate::marks::cannot_be_marked;
 use crate::overlay::overlay_chunk;
 use crate::resync;
 use crate::sandbox::Sandbox;
@@ -401,11 +401,6 @@ fn in_a_line(error: &(dyn Error + 'static)) -> String {
 fn unix_ms(time: SystemTime) -> u64 {
     let since = time.duration_since(UNIX_EPOCH).unwrap_or_default();
     since.as_millis().try_into().unwrap_or(u64::MAX)
-}
-
-/// Whether a file is one that has no extended attributes of users: a block device, or memory.
-fn cannot_be_marked(error: &std::io::Error) -> bool {
-    matches!(Errno::from_io_error(error), Some(Errno::NOTSUP | Errno::PERM))
 }
 
 /// Marks an origin, if it can be.

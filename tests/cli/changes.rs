@@ -7,7 +7,7 @@ use std::fs;
 use std::process::Command;
 use std::sync::Arc;
 
-use pfn_blk::{Access, FileStore, NrPages, PfnSpace, Snapshot, Target};
+use pfn_blk::{Access, CowFile, FileStore, NrPages, PfnSpace, Snapshot, Target, mark_origin};
 use rustix::process::Signal;
 
 use crate::Place;
@@ -145,6 +145,40 @@ fn changes_that_were_merged_in_part_can_only_be_merged() {
     ask(&place, "snapshot @/cow");
     ask(&place, "drop");
     assert!(daemon.signal(Signal::TERM));
+}
+
+/// Of an overlay that no mark told of.
+#[test]
+fn base_of_a_merge_that_was_killed_is_served_with_what_is_left() {
+    let place = Place::new();
+    fs::write(place.path("base"), [1; 16 * 4096]).unwrap();
+    let overlay = format!("{SERVE} --overlay @/cow");
+    let Some(mut daemon) = Publisher::start(&place, &overlay) else { return };
+    write(&place, 0, 3);
+    write(&place, 12, 3);
+    assert!(daemon.signal(Signal::TERM));
+    assert!(!is_marked(&place));
+    // It can't write to the last chunk.
+    let merge = "ulimit -f 40; exec \"$0\" merge --file \"$1/base\" --overlay \"$1/cow\"";
+    let mut shell = Command::new("bash");
+    shell.args(["-c", merge, env!("CARGO_BIN_EXE_vhost-pmemd")]).arg(place.path(""));
+    let id = CowFile::read(&place.path("cow")).unwrap().id.unwrap();
+    let probe = fs::File::create(place.path("probe")).unwrap();
+    if mark_origin(probe, id, &place.path("cow")).is_err() {
+        eprintln!("skipped: no extended attributes here");
+        return;
+    }
+    assert!(!shell.output().unwrap().status.success());
+    let shown = |name| {
+        let bytes = fs::read(place.path(name)).unwrap();
+        [0, 1, 12].map(|page| bytes[page * 4096])
+    };
+    assert_eq!(shown("base"), [3, 1, 1]);
+    let mut daemon = Publisher::start(&place, SERVE).unwrap();
+    assert_eq!(shown("window"), [3, 1, 3]);
+    assert!(daemon.signal(Signal::TERM));
+    assert!(place.run("merge --file @/base --overlay @/cow").status.success());
+    assert!(!is_marked(&place));
 }
 
 /// A backup that was made while a snapshot was open, by a tool that keeps attributes.
