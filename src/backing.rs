@@ -81,6 +81,15 @@ pub(crate) fn leave_mirrors(stores: &[Arc<Pagemap>]) -> anyhow::Result<()> {
     })
 }
 
+/// Marks the legs that were away when a snapshot was taken whose changes are served.
+pub(crate) fn mark_legs(mirrors: &[OpenMirror]) -> anyhow::Result<()> {
+    let mark = |open: &OpenMirror| {
+        let context = || format!("{}: cannot mark a leg as a snapshot's origin", open.position);
+        open.mirror.mark_legs().with_context(context)
+    };
+    mirrors.iter().try_for_each(mark)
+}
+
 fn prefetch(store: &dyn Store) -> anyhow::Result<()> {
     let began = Instant::now();
     let name = store.name();

@@ -190,6 +190,8 @@ fn serve(cli: &Cli) -> anyhow::Result<()> {
         });
     });
     let device = backing::device(content, &cli.backing, user)?;
+    // Now that the changes are known to fit; and before anything is written.
+    backing::mark_legs(&mirrors)?;
     let device = device.with_polling(Duration::from_micros(cli.poll_us.into()));
     let device = Arc::new(match cli.max_syncs {
         Some(per_second) => device.with_limit(per_second),

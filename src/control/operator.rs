@@ -14,8 +14,7 @@ use anyhow::{Chain, Context, anyhow, bail};
 use pfn_blk::table::OpenMirror;
 use pfn_blk::{
     Access, FileStore, Id, InvalidStore, LegState, MirrorStatus, NrPages, PAGE_SIZE, Pagemap,
-    PersistError, PfnSpace, Sizing, Snapshot, SnapshotUsage, mark_origin, origin_mark,
-    unmark_origin,
+    PersistError, PfnSpace, Sizing, Snapshot, SnapshotUsage, mark_origin, unmark_origin,
 };
 use tracing::{info, warn};
 use vhost_pmem::{
@@ -204,26 +203,7 @@ impl Operator {
             bail!("there is no mirror");
         }
         let done = self.device.run_in_window(move || resync::bring_up(&mirrors))?;
-        self.mark_since()?;
         done.map_err(|error| self.advise(error))
-    }
-
-    /// While there are snapshots, what has become a leg since is marked as the other legs are.
-    fn mark_since(&self) -> anyhow::Result<()> {
-        let since = self.stores_since();
-        if since.is_empty() || self.device.layers().is_empty() {
-            return Ok(());
-        }
-        let marks = self.stores.iter().filter_map(|one| origin_mark(one.store().fd()).ok()?);
-        let Some((id, cow)) = marks.into_iter().find_map(|mark| Some((mark.id?, mark.cow))) else {
-            // That was logged when the snapshot was taken.
-            return Ok(());
-        };
-        for store in since {
-            let origin = File::open(store.store().name())?;
-            mark(&origin, id, &cow)?;
-        }
-        Ok(())
     }
 
     fn replace(&self, leg: &str, path: &Path) -> anyhow::Result<()> {
@@ -238,9 +218,8 @@ impl Operator {
             mirrors[at].legs[leg].device = path.display().to_string();
             mirrors[at].legs[leg].is_file = true;
         }
-        drop(mirrors);
         warn!(leg = %path.display(), "a leg is replaced: name it in the table from now on");
-        self.mark_since()
+        Ok(())
     }
 
     /// Takes failures back, those of the window last: its sync ends in theirs.

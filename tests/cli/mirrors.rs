@@ -369,6 +369,51 @@ fn leg_that_was_replaced_before_or_after_a_snapshot_is_marked_until_it_is_merged
     }
 }
 
+/// With `leg` away, a 2 is flushed if `is_behind`, a snapshot is taken, and a 3 is flushed.
+fn snapshot_without(place: &Place, leg: &str, log: &str, is_behind: bool) -> bool {
+    let Some(daemon) = mirror(place, log) else { return false };
+    end(daemon);
+    take_away(place, leg);
+    let daemon = restart(place);
+    if is_behind {
+        flush(place, 2);
+    }
+    ask(place, "snapshot @/cow");
+    flush(place, 3);
+    end(daemon);
+    true
+}
+
+#[test]
+fn leg_that_was_away_at_a_snapshot_is_marked_when_it_is_back() {
+    for (log, is_behind) in [(LOGS[0], true), (LOGS[0], false), (LOGS[1], true), (LOGS[1], false)] {
+        // At the next start, and while the mirror is served.
+        for is_later in [false, true] {
+            let place = Place::new();
+            if !snapshot_without(&place, "b", log, is_behind) {
+                return;
+            }
+            let back = || fs::rename(place.path("elsewhere"), place.path("b")).unwrap();
+            if !is_later {
+                back();
+            }
+            let daemon = restart(&place);
+            if is_later {
+                back();
+            }
+            let whole = ask(&place, "resync");
+            assert!(whole.contains("/b healthy"), "{whole}");
+            end(daemon);
+            take_away(&place, "a");
+            let daemon = restart(&place);
+            assert_eq!(first(&place, "window"), 3, "{log}, {is_behind}, {is_later}");
+            ask(&place, "merge");
+            end(daemon);
+            assert_eq!(first(&place, "b"), 3);
+        }
+    }
+}
+
 #[test]
 fn cow_store_of_a_mirror_that_is_lost_is_not_made_from_nothing() {
     for log in LOGS {

@@ -276,7 +276,11 @@ fn read(pagemap: &Pagemap, name: &str) -> Result<Option<Label>, InvalidMetadata>
     })
 }
 
-fn attribute_error(pagemap: &Pagemap, direction: Direction, source: io::Error) -> BioError {
+pub(super) fn attribute_error(
+    pagemap: &Pagemap,
+    direction: Direction,
+    source: io::Error,
+) -> BioError {
     let store = pagemap.store().name().to_owned();
     BioError::Attribute { direction, store, source: Arc::new(source) }
 }

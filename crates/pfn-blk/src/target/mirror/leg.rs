@@ -2,15 +2,21 @@
 
 //! A leg: its pages, and where its label is.
 
+use std::io;
+use std::path::PathBuf;
 use std::sync::Arc;
+
+use rustix::io::Errno;
+use tracing::warn;
 
 use super::InvalidMirror;
 use super::belief::Found;
-use super::label::Place;
-use crate::bio::BioError;
+use super::label::{Place, attribute_error};
+use crate::bio::{BioError, Direction};
 use crate::claim::Claim;
 use crate::page::{NrPages, Pgoff, PgoffRange};
 use crate::pagemap::Pagemap;
+use crate::store::{Access, Id, OriginMark, mark_origin, origin_mark, unmark_origin};
 use crate::target::metadata::{self, InvalidMetadata, range};
 use crate::target::{Linear, Target};
 
@@ -73,7 +79,7 @@ impl Leg {
         match (self.place.read(), first) {
             (Err(InvalidMetadata::Read(error)), _) | (_, Err(error)) => {
                 let error: BioError = error;
-                tracing::warn!(
+                warn!(
                     leg = self.name(),
                     error = &error as &dyn std::error::Error,
                     "mirror: a leg can't be read; the mirror is degraded"
@@ -86,10 +92,79 @@ impl Leg {
         }
     }
 
+    /// Its first store that is marked as an origin.
+    pub(super) fn origin(&self) -> Result<Option<Arc<Pagemap>>, BioError> {
+        for pagemap in self.stores() {
+            if own_mark(&pagemap)?.is_some() {
+                return Ok(Some(pagemap));
+            }
+        }
+        Ok(None)
+    }
+
+    /// Marks those of its stores as `source` is that have no mark of their own.
+    pub(super) fn mark_as(&self, source: &Pagemap) -> Result<(), BioError> {
+        for pagemap in self.stores() {
+            if pagemap.store().access() == Access::ReadOnly || own_mark(&pagemap)?.is_some() {
+                continue;
+            }
+            let mut given = None;
+            // Until it stays: the snapshot may be merged meanwhile.
+            loop {
+                let mark = own_mark(source)?;
+                if mark == given {
+                    break;
+                }
+                let file = pagemap.store().fd();
+                let marked = match &mark {
+                    Some((id, cow)) => mark_origin(file, *id, cow),
+                    None => unmark_origin(file),
+                };
+                match marked {
+                    Err(error) if has_no_marks(&error) => {
+                        warn!(
+                            leg = self.name(),
+                            "mirror: a leg can't be marked as a snapshot's origin; don't serve it \
+                             without the COW store"
+                        );
+                        break;
+                    }
+                    marked => marked
+                        .map_err(|source| attribute_error(&pagemap, Direction::Write, source))?,
+                }
+                given = mark;
+            }
+        }
+        Ok(())
+    }
+
+    fn stores(&self) -> Vec<Arc<Pagemap>> {
+        let mut stores: Vec<Arc<Pagemap>> = Vec::new();
+        self.pages.leaves(range(0, self.pages.nr_pages().get()), &mut |pagemap, _| {
+            if !stores.iter().any(|known| std::ptr::eq(&**known, pagemap)) {
+                stores.push(pagemap.to_arc());
+            }
+        });
+        stores
+    }
+
     /// Whether its first pages, as many as any filesystem or partition table begins in, hold nothing.
     pub(super) fn begins_blank(&self) -> Result<bool, BioError> {
         let len = self.pages.nr_pages().get().min(256);
         let bytes = metadata::read(&self.pages, range(0, len))?;
         Ok(bytes.iter().all(|byte| *byte == 0))
     }
+}
+
+/// The mark of a store that is an origin, and no copy of one.
+fn own_mark(pagemap: &Pagemap) -> Result<Option<(Id, PathBuf)>, BioError> {
+    let mark = origin_mark(pagemap.store().fd())
+        .map_err(|source| attribute_error(pagemap, Direction::Read, source))?;
+    let own = mark.filter(|mark| !mark.is_copied);
+    Ok(own.and_then(|OriginMark { id, cow, .. }| Some((id?, cow))))
+}
+
+/// Whether a file is one that has no attributes of users, as a block device.
+fn has_no_marks(error: &io::Error) -> bool {
+    matches!(Errno::from_io_error(error), Some(Errno::NOTSUP | Errno::PERM))
 }

@@ -52,6 +52,7 @@ impl Mirror {
         }
         self.bring_back()?;
         let done = self.copy_regions().and_then(|()| Ok(SyncPoint::sync(self)?));
+        let done = done.and_then(|()| self.share_mark(!self.states().failed));
         let mut log = lock(&self.log);
         let states = self.states();
         let done = done.and_then(|()| self.record(&mut log, states.recovered()));
@@ -63,6 +64,32 @@ impl Mirror {
         drop(log);
         done?;
         Ok(self.status_by(&lock(&self.log)))
+    }
+
+    /// Marks the legs that have everything as the [origins](crate::mark_origin) that others of them are.
+    /// One that was away when a snapshot was taken has no mark, and must not be served without the
+    /// changes since. A resync does the same with those that it brings up. For a caller who has the
+    /// changes, before anything is written to them.
+    pub fn mark_legs(&self) -> Result<(), BioError> {
+        match self.access() {
+            Access::ReadOnly => Ok(()),
+            Access::ReadWrite => self.share_mark(!self.states().behind()),
+        }
+    }
+
+    /// Marks `legs`, a bit for each. One that lacks something must not be: it would be taken for what the
+    /// changes are about.
+    fn share_mark(&self, legs: u8) -> Result<(), BioError> {
+        let of = |mask: u8| {
+            let legs = self.legs().into_iter().enumerate();
+            legs.filter(move |(leg, _)| mask & bit(*leg) != 0).map(|(_, leg)| leg)
+        };
+        for from in of(!self.states().behind()) {
+            if let Some(source) = from.origin()? {
+                return of(legs).try_for_each(|leg| leg.mark_as(&source));
+            }
+        }
+        Ok(())
     }
 
     /// The legs that were dropped are written again. Before they are, it is written down what they
