@@ -151,9 +151,9 @@ pub(crate) enum Command {
         #[command(flatten)]
         control: ControlArgs,
     },
-    /// Make a file one of its own that a snapshot was taken of, or that is a copy of one, while no
-    /// daemon serves it: remove all that says that it belongs to others. What was written since the
-    /// snapshot is given up
+    /// Make a file one of its own, while no daemon serves it. Of a file that a snapshot was taken of, or
+    /// a copy of one, the mark is removed: what was written since the snapshot is given up. Of others, as
+    /// of a mirror's leg, all that says that they belong together: it is to be copied to
     Unmark {
         /// The file
         file: PathBuf,

@@ -12,6 +12,8 @@ use rustix::io::Errno;
 
 use crate::printable::printable;
 
+const ORIGIN_MARK: &str = "user.pfn-blk.changes";
+
 /// Where the changes are that a mark tells of.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Changes {
@@ -108,19 +110,19 @@ pub(crate) fn check_not_merging(file: &Path) -> anyhow::Result<()> {
     }
 }
 
-/// Makes `file` one of its own: takes away all that says that it belongs to others.
+/// Takes away what says that `file` belongs to others: first that its changes are kept elsewhere, as a
+/// leg's label is needed for as long as it is to be one.
 pub(crate) fn unmark(file: &Path, out: &mut impl Write) -> anyhow::Result<()> {
     let context = || format!("cannot unmark {}", file.display());
-    // What is on a mirror's leg is given up as a whole.
-    if !is_leg(file) {
-        check_not_merging(file).with_context(context)?;
-    }
+    check_not_merging(file).with_context(context)?;
     let forgotten = FileStore::forget_records(file).with_context(context)?;
     for (name, value) in &forgotten {
         writeln!(out, "removed {name}: {}", shown(value))?;
     }
     if forgotten.is_empty() {
         writeln!(out, "there was no mark")?;
+    } else if forgotten.iter().any(|(name, _)| name == ORIGIN_MARK) && is_leg(file) {
+        writeln!(out, "it is still a mirror's leg; to give up what is on it, unmark it once more")?;
     }
     Ok(())
 }
@@ -130,7 +132,7 @@ pub(crate) fn cannot_be_marked(error: &io::Error) -> bool {
     matches!(Errno::from_io_error(error), Some(Errno::NOTSUP | Errno::PERM))
 }
 
-/// Whether the file says that it is a mirror's leg.
+/// Whether a file has a leg's label.
 fn is_leg(file: &Path) -> bool {
     let names = FileStore::open(file, Access::ReadOnly).ok().and_then(|it| it.attributes().ok());
     names.is_some_and(|names| names.iter().any(|name| name.starts_with("leg.")))

@@ -96,7 +96,7 @@ fn changes_that_are_given_up_leave_the_state_of_the_snapshot() {
     let said = String::from_utf8(output.stdout).unwrap();
     assert!(said.contains("removed user.pfn-blk.changes: "), "{said}");
     assert!(said.contains(&place.expand("@/cow\n")), "{said}");
-    assert_eq!(place.run("unmark @/base").stdout, b"there was no mark\n");
+    assert!(!said.contains("generation"), "{said}");
     let mut daemon = Publisher::start(&place, SERVE).unwrap();
     assert_eq!(pages(&place, "window"), [1; 4]);
     place.refuses("unmark @/base", "cannot unmark @/base: locked: another process serves it");

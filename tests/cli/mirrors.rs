@@ -467,6 +467,32 @@ fn leg_that_is_behind_does_not_tell_of_snapshots() {
 }
 
 #[test]
+fn leg_whose_changes_are_given_up_is_still_believed() {
+    let place = Place::new();
+    if !snapshot_without(&place, "b", LOGS[0], true) {
+        return;
+    }
+    fs::rename(place.path("elsewhere"), place.path("b")).unwrap();
+    fs::remove_file(place.path("cow")).unwrap();
+    let refused = place.run(&format!("{SERVE} --log-level off"));
+    let said = String::from_utf8(refused.stderr).unwrap();
+    assert!(said.contains(&place.expand("run \"vhost-pmemd unmark @/a\"")), "{said}");
+    let said = String::from_utf8(place.run("unmark @/a").stdout).unwrap();
+    assert!(said.contains("removed user.pfn-blk.changes: "), "{said}");
+    assert!(!said.contains("removed user.pfn-blk.leg"), "{said}");
+    let advice = "it is still a mirror's leg; to give up what is on it, unmark it once more\n";
+    assert!(said.ends_with(advice), "{said}");
+    let daemon = restart(&place);
+    assert_eq!(first(&place, "window"), 2);
+    ask(&place, "resync");
+    end(daemon);
+    assert_eq!(LEGS.map(|leg| first(&place, leg)), [2, 2]);
+    // Once more, it is given up.
+    let said = String::from_utf8(place.run("unmark @/a").stdout).unwrap();
+    assert!(said.contains("removed user.pfn-blk.leg.0: "), "{said}");
+}
+
+#[test]
 fn leg_that_was_cut_off_is_copied_to_after_what_the_refusal_says() {
     for log in LOGS {
         for (len, why) in [

@@ -15,7 +15,7 @@ use rustix::io::Errno;
 use thiserror::Error;
 use tracing::warn;
 
-use super::origin::forget_all;
+use super::origin::forget_next;
 use super::{Access, OriginMark, Store, attribute, generation, origin_mark, write_out};
 use crate::page::{InvalidPages, NrPages, PAGE_SHIFT, PAGE_SIZE, Pgoff};
 
@@ -148,13 +148,14 @@ impl FileStore {
         Self::of_its_size(path, open(path, Access::ReadWrite, false)?, Access::ReadWrite)
     }
 
-    /// Makes a file one of its own that was an origin, or a mirror's leg: takes away all that this
-    /// library has written down about it besides its content. Returns the names and values.
+    /// Takes away what this library has written down about a file besides its content: of an origin,
+    /// the mark that it is one, and no more. Of others all, so that what was a mirror's leg is a file of
+    /// its own. Returns the names and values.
     pub fn forget_records(path: &Path) -> Result<Vec<(String, Vec<u8>)>, InvalidStore> {
         let file = open(path, Access::ReadWrite, false)?;
         let forgotten = match attribute::names(&file) {
             Err(error) if error.kind() == io::ErrorKind::Unsupported => forget_label(&file),
-            _ => forget_all(&file),
+            _ => forget_next(&file),
         };
         forgotten.map_err(InvalidStore::io("take away what it says of itself"))
     }

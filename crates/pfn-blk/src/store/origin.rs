@@ -83,9 +83,10 @@ fn parse(mark: &[u8], inode: u64) -> OriginMark {
     fields().unwrap_or_else(|| OriginMark { cow: path(mark), id: None, is_copied: false })
 }
 
-/// Takes every attribute of `file` away that this library has given it, durably: it is a file of its
+/// Takes the mark of `file` away, durably, and nothing else: a leg that was an origin still says what
+/// it has. Of a file without a mark every attribute that this library has given it: it is a file of its
 /// own then. Returns their names and values.
-pub(super) fn forget_all(file: impl AsFd) -> io::Result<Vec<(String, Vec<u8>)>> {
+pub(super) fn forget_next(file: impl AsFd) -> io::Result<Vec<(String, Vec<u8>)>> {
     let mut names = vec![0; ATTRIBUTE_MAX];
     let len = match flistxattr(&file, &mut names) {
         Err(Errno::NOTSUP) => 0,
@@ -93,8 +94,12 @@ pub(super) fn forget_all(file: impl AsFd) -> io::Result<Vec<(String, Vec<u8>)>> 
     };
     let names = names[..len].split(|byte| *byte == 0);
     let names = names.filter_map(|name| str::from_utf8(name).ok());
+    let mut names: Vec<_> = names.filter(|name| name.starts_with(PREFIX)).collect();
+    if names.contains(&NAME) {
+        names = vec![NAME];
+    }
     let mut forgotten = Vec::new();
-    for name in names.filter(|name| name.starts_with(PREFIX)) {
+    for name in names {
         let mut value = vec![0; ATTRIBUTE_MAX];
         let len = fgetxattr(&file, name, &mut value)?;
         value.truncate(len);
