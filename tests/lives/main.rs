@@ -94,5 +94,7 @@ fn life_on_a_disk_that_lies_is_found_out() {
     let found = (0..60).find_map(|seed| live(seed, &["a.img"]).err());
     let found = found.expect("nobody noticed");
     eprintln!("{found}");
-    assert!(found.contains("holds write"), "it was something else");
+    // A page or a mark is lost.
+    let is_it = ["holds write", "serves, without"].iter().any(|what| found.contains(what));
+    assert!(is_it, "it was something else");
 }

@@ -53,10 +53,7 @@ const REFUSALS: &[Refusal] = &[
             },
             WayOut {
                 named: &["vhost-pmemd unmark"],
-                can: |life, _| {
-                    !life.stack.is_mirror()
-                        && (life.stack.bottom.is_moved || !are_layers_there(life))
-                },
+                can: |life, _| life.stack.bottom.is_moved || !are_layers_there(life),
                 go: give_layers_up,
             },
             // Of a leg that was away when a snapshot was forgotten.
@@ -248,11 +245,32 @@ fn give_layers_up(life: &mut Life, plan: &mut Plan, text: &str) -> Outcome {
     let is_path = |name: &String| life.world.path(name) == Path::new(&path);
     match life.stack.layers.iter().position(|layer| is_path(&layer.cow)) {
         Some(layer) => life.stack.layers.truncate(layer + 1),
-        None => life.stack.layers.clear(),
+        None => {
+            life.stack.layers.clear();
+            unmark_other_legs(life)?;
+        }
     }
     (life.stack.bottom.strange_mark, life.stack.bottom.is_moved) = (None, false);
     plan.layers = life.stack.layers.len();
     Ok(())
+}
+
+/// The other legs' marks lead nowhere now, too, and would be refused one after another.
+fn unmark_other_legs(life: &mut Life) -> Outcome {
+    let names: Vec<_> = life.stack.bottom.legs.iter().map(|leg| leg.name.clone()).collect();
+    for name in names.iter().flat_map(|name| [name.clone(), format!("{name}.away")]) {
+        if life.world.has(&name) && is_marked(&life.world.path(&name)) {
+            let path = life.world.shown(&name);
+            life.note(format!("unmark {path}"));
+            life.world.run(&["unmark", &path])?;
+        }
+    }
+    Ok(())
+}
+
+/// Whether a file is marked as an origin.
+fn is_marked(path: &Path) -> bool {
+    rustix::fs::getxattr(path, "user.pfn-blk.changes", &mut [0; 8192]).is_ok()
 }
 
 /// Does what is said: unmarks the file that is named. Returns which.
@@ -299,11 +317,11 @@ fn give_marked_leg_up(life: &mut Life, _: &mut Plan, text: &str) -> Outcome {
     let path = run_unmark(life, text)?;
     let is_it = |leg: &&mut Leg| life.world.path(&leg.name) == Path::new(&path);
     let leg = life.stack.bottom.legs.iter_mut().find(is_it).ok_or("it is no leg")?;
-    if leg.is == State::Current {
-        return Err(format!("{path} has everything, and is to be unmarked"));
+    // What it is otherwise its label says still.
+    match leg.is {
+        State::Current => Err(format!("{path} has everything, and is to be unmarked")),
+        _ => Ok(()),
     }
-    (leg.is, leg.history, leg.is_copy) = (State::Blank, Vec::new(), false);
-    Ok(())
 }
 
 fn name_layers_and_accept(life: &mut Life, plan: &mut Plan, _: &str) -> Outcome {
@@ -349,7 +367,12 @@ fn unmark_leg(life: &mut Life, leg: usize) -> Outcome {
     let path = life.world.shown(&life.stack.bottom.legs[leg].name);
     life.note(format!("unmark {path}"));
     life.make_durable();
+    let was_marked = is_marked(&life.world.path(&life.stack.bottom.legs[leg].name));
     life.world.run(&["unmark", &path])?;
+    if was_marked {
+        // That took the mark away only.
+        life.world.run(&["unmark", &path])?;
+    }
     life.stack.bottom.replaced(leg);
     Ok(())
 }

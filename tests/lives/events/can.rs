@@ -56,15 +56,7 @@ pub(super) fn has_log_down(life: &Life) -> bool {
 }
 
 pub(super) fn snapshot(life: &Life) -> bool {
-    is_well(life) && !life.is_alone && !lacks_marks(life) && life.stack.layers.len() < 3
-}
-
-/// Whether a leg gets no mark of a snapshot that is taken now. It should, when it is brought up or has
-/// replaced another one.
-fn lacks_marks(life: &Life) -> bool {
-    let legs = &life.stack.bottom.legs;
-    let is_away = (0..legs.len()).any(|leg| away(life, leg).is_some());
-    is_away || life.has_replaced || legs.iter().any(|leg| leg.is != State::Current)
+    is_well(life) && !life.is_alone && life.stack.layers.len() < 3
 }
 
 pub(super) fn merge(life: &Life) -> bool {
