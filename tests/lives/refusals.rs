@@ -357,13 +357,13 @@ fn repair(life: &mut Life, _: &mut Plan, _: &str) -> Outcome {
     Ok(())
 }
 
-fn give_copy_up(life: &mut Life, _: &mut Plan, _: &str) -> Outcome {
+fn give_copy_up(life: &mut Life, plan: &mut Plan, _: &str) -> Outcome {
     let copy = life.stack.bottom.legs.iter().position(|leg| leg.is_copy).ok_or("no copy")?;
-    unmark_leg(life, copy)
+    unmark_leg(life, plan, copy)
 }
 
 /// What is on a leg is given up: it is to be copied to.
-fn unmark_leg(life: &mut Life, leg: usize) -> Outcome {
+fn unmark_leg(life: &mut Life, plan: &mut Plan, leg: usize) -> Outcome {
     let path = life.world.shown(&life.stack.bottom.legs[leg].name);
     life.note(format!("unmark {path}"));
     life.make_durable();
@@ -372,6 +372,13 @@ fn unmark_leg(life: &mut Life, leg: usize) -> Outcome {
     if was_marked {
         // That took the mark away only.
         life.world.run(&["unmark", &path])?;
+        // The others may have been away when the snapshot was taken: its changes are given up, too.
+        let legs = &life.stack.bottom.legs;
+        if !legs.iter().any(|leg| is_marked(&life.world.path(&leg.name))) {
+            unmark_other_legs(life)?;
+            life.stack.layers.clear();
+            plan.layers = 0;
+        }
     }
     life.stack.bottom.replaced(leg);
     Ok(())
@@ -398,7 +405,7 @@ fn split(text: &str, plan: &Plan) -> Option<[usize; 2]> {
 fn give_leg_up(life: &mut Life, plan: &mut Plan, text: &str) -> Outcome {
     let [one, other] = split(text, plan).ok_or("which legs?")?;
     let leg = if life.random.one_in(2) { one } else { other };
-    unmark_leg(life, leg)
+    unmark_leg(life, plan, leg)
 }
 
 /// Checks that there is a reason for what the daemon has said, and goes a way out that it names.
