@@ -290,8 +290,19 @@ impl Operator {
         })
     }
 
-    /// Has one device do something.
-    fn relay(
+    /// Has one device do something. That may take its time, unless it is a status; so one is asked for
+    /// first, to find out whether it answers at all.
+    fn relay(&self, name: &str, standing: &Standing, command: &Command) -> anyhow::Result<Report> {
+        if !matches!(command, Command::Status) {
+            let Report { state, .. } = self.relay_alone(name, standing, &Command::Status)?;
+            if let State::Down { reason } = state {
+                bail!("{name} {reason}");
+            }
+        }
+        self.relay_alone(name, standing, command)
+    }
+
+    fn relay_alone(
         &self,
         name: &str,
         Standing { down, restarts, channel, .. }: &Standing,
@@ -320,10 +331,10 @@ impl Operator {
                     Ok(Err(refused)) => bail!(refused),
                     Err(_) if hangs => {
                         let seconds = self.is_silent(name, asked).as_secs();
-                        let reason = format!("not answering for {seconds} s");
+                        let reason = format!("is not answering for {seconds} s");
                         match command {
                             Command::Status => State::Down { reason },
-                            _ => bail!("{name} is {reason}"),
+                            _ => bail!("{name} {reason}"),
                         }
                     }
                     Err(error) if matches!(command, Command::Status) => {
