@@ -51,27 +51,16 @@ impl Changes {
                  snapshot, run \"vhost-pmemd unmark {file}\"; serve a file that was moved with that \
                  as its --overlay"
             ),
-            Self::Missing | Self::Replaced => format!(
-                "{}, or, to give up what was written since the snapshot, run \"vhost-pmemd unmark \
-                 {file}\"",
-                self.advice_lost()
-            ),
-        }
-    }
-
-    fn advice_lost(self) -> &'static str {
-        match self {
-            Self::Replaced => ", which holds something else now; bring it back",
-            _ => ", which doesn't exist; bring it back",
-        }
-    }
-
-    /// The same for a file that may be a mirror's leg. `unmark` would take its label away, too, and
-    /// another leg that is behind would be believed.
-    pub(crate) fn advice_beneath(self, file: &Path) -> String {
-        match self {
-            Self::Missing | Self::Replaced if is_leg(file) => self.advice_lost().to_owned(),
-            _ => self.advice(file),
+            Self::Missing | Self::Replaced => {
+                let what = match self {
+                    Self::Replaced => "holds something else now",
+                    _ => "doesn't exist",
+                };
+                format!(
+                    ", which {what}; bring it back, or, to give up what was written since the snapshot, \
+                     run \"vhost-pmemd unmark {file}\""
+                )
+            }
         }
     }
 }

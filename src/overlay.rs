@@ -149,7 +149,7 @@ pub(crate) fn hint_overlay(error: &InvalidSnapshot) -> String {
         }
         InvalidSnapshot::Marked(MarkedStore { store, mark }) => format!(
             "{}; to keep an overlay over the state of the snapshot, give --accept-base",
-            Changes::of(mark).advice_beneath(Path::new(store))
+            Changes::of(mark).advice(Path::new(store))
         ),
         _ => String::new(),
     }

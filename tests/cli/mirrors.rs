@@ -429,8 +429,9 @@ fn cow_store_of_a_mirror_that_is_lost_is_not_made_from_nothing() {
         let refused = |lost: &str| {
             let output = place.run(SERVE);
             let said = String::from_utf8(output.stderr).unwrap();
-            let lost =
-                format!("its changes since are in @/cow, which {lost}; bring it back; to keep");
+            let lost = format!(
+                "its changes since are in @/cow, which {lost}; bring it back, or, to give up what was written since the snapshot, run \"vhost-pmemd unmark @/a\""
+            );
             assert!(said.contains(&place.expand(&lost)), "{said}");
             assert!(said.contains("a snapshot was taken of"), "{said}");
         };

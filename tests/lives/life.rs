@@ -261,7 +261,9 @@ impl Life {
             Expected::Leg(leg) => is_same(&bottom.legs[leg].history, over),
             Expected::Split(..) | Expected::Nothing => true,
         };
-        self.leads_to(plan) > 0 && !is_over(&self.stack.layers[0].over)
+        // A merge that was cut has changed it itself.
+        let is_merging = self.stack.layers.first().is_some_and(|layer| layer.is_merging);
+        self.leads_to(plan) > 0 && !is_merging && !is_over(&self.stack.layers[0].over)
     }
 
     /// How many layers are served by a plan: those that it names, and all that marks lead to.

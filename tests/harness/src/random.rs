@@ -60,13 +60,24 @@ impl Rounds {
     /// If one of them is no number.
     #[must_use]
     pub fn from_environment(prefix: &str, count: u64) -> Self {
+        Self::from_environment_or(prefix, count, now())
+    }
+
+    /// The same with the seed `or`, for a test that is to do the same each time unless it is asked to do
+    /// something else.
+    ///
+    /// # Panics
+    ///
+    /// If one of them is no number.
+    #[must_use]
+    pub fn from_environment_or(prefix: &str, count: u64, or: u64) -> Self {
         let variable = |name: &str| {
             let value = std::env::var(name).ok()?;
             Some(value.parse().unwrap_or_else(|_| panic!("{name}={value} is no number")))
         };
         let names = ["ROUNDS", "SEED"].map(|name| format!("{prefix}_{name}"));
         let count = variable(&names[0]).unwrap_or(count);
-        let seed = variable(&names[1]).unwrap_or_else(now);
+        let seed = variable(&names[1]).unwrap_or(or);
         eprintln!("{}={count} {}={seed}", names[0], names[1]);
         Self { count, seed }
     }
