@@ -303,7 +303,9 @@ impl Life {
         // What keeps nothing is good for anything.
         let layers = &self.stack.layers[..self.leads_to(plan)];
         let is_kept = layers.iter().any(|layer| layer.is_kept);
-        if self.is_orphaned(plan) && is_kept && !plan.accept && !self.has_accepted {
+        // A layer can't tell that of a mirror, whose legs differ in what it knows a file by.
+        let can_tell = !self.stack.is_mirror() && !plan.accept && !self.has_accepted;
+        if self.is_orphaned(plan) && is_kept && can_tell {
             return Some("what is beneath the layers has changed".to_owned());
         }
         if let Some(layer) = layers.iter().find(|it| it.is_lost) {
@@ -448,6 +450,8 @@ impl Life {
             // What was answered without power needn't be done.
             let mut layer = layers.last().expect("a layer").clone();
             layer.without = Some(self.stack.content().clone());
+            // A merge has written beneath it.
+            layer.over = self.stack.bottom.history();
             self.stack.layers.push(layer);
         }
         match done {

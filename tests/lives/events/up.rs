@@ -103,7 +103,15 @@ pub(super) fn snapshot(life: &mut Life) -> Outcome {
     layer.without = Some(content);
     let path = life.world.shown(&layer.cow);
     life.stack.layers.push(layer.clone());
-    life.world.ask(&["snapshot", &path])?;
+    match life.world.ask(&["snapshot", &path]) {
+        // What a disk didn't take before it was repaired is told of now.
+        Err(refusal) if life.is_troubled() && refusal.contains("cannot sync") => {
+            life.stack.layers.pop();
+            life.has_failed = true;
+            return Ok(());
+        }
+        asked => drop(asked?),
+    }
     // It flushes, and what is beneath isn't written any more.
     layer.content.flushed();
     layer.without = None;
