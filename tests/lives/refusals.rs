@@ -255,9 +255,11 @@ fn give_layers_up(life: &mut Life, plan: &mut Plan, text: &str) -> Outcome {
     Ok(())
 }
 
-/// The other legs' marks lead nowhere now, too, and would be refused one after another.
+/// The marks of the other legs and of the log lead nowhere now, too, and would be refused one after
+/// another.
 fn unmark_other_legs(life: &mut Life) -> Outcome {
-    let names: Vec<_> = life.stack.bottom.legs.iter().map(|leg| leg.name.clone()).collect();
+    let legs = life.stack.bottom.legs.iter().map(|leg| leg.name.clone());
+    let names: Vec<_> = legs.chain(["log".to_owned()]).collect();
     for name in names.iter().flat_map(|name| [name.clone(), format!("{name}.away")]) {
         if life.world.has(&name) && is_marked(&life.world.path(&name)) {
             let path = life.world.shown(&name);
@@ -315,6 +317,9 @@ fn any_leg_is_behind(life: &Life) -> bool {
 /// The leg that is named.
 fn give_marked_leg_up(life: &mut Life, _: &mut Plan, text: &str) -> Outcome {
     let path = run_unmark(life, text)?;
+    if life.world.path("log") == Path::new(&path) {
+        return Ok(());
+    }
     let is_it = |leg: &&mut Leg| life.world.path(&leg.name) == Path::new(&path);
     let leg = life.stack.bottom.legs.iter_mut().find(is_it).ok_or("it is no leg")?;
     // What it is otherwise its label says still.

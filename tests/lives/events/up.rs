@@ -207,6 +207,8 @@ pub(super) fn break_leg_by(life: &mut Life, leg: usize, fault: Fault) -> Outcome
 }
 
 pub(super) fn repair(life: &mut Life) -> Outcome {
+    // Afterwards it looks as one that was behind for another reason.
+    life.ask_legs()?;
     life.repair();
     Ok(())
 }
@@ -287,6 +289,9 @@ pub(super) fn resync(life: &mut Life) -> Outcome {
 }
 
 pub(super) fn kill(life: &mut Life) -> Outcome {
+    if life.trouble.is_some() {
+        life.ask_legs()?;
+    }
     life.kill();
     Ok(())
 }
