@@ -137,18 +137,6 @@ const REFUSALS: &[Refusal] = &[
 
 /// Where what is said isn't what it should be yet.
 const OPEN: &[Refusal] = &[
-    // A mirror that is only read can't be degraded.
-    Refusal {
-        says: "a leg or the log is read-only; all of them must be, or none",
-        agrees: |life, plan, _| plan.layers > 0 && any_leg_is_away(life),
-        ways_out: &[WayOut { named: &[], can: always, go: bring_legs_back }],
-    },
-    // A leg that is there and can't be read isn't missing.
-    Refusal {
-        says: "cannot read its extended attributes: Input/output error",
-        agrees: |life, _, _| life.trouble.is_some(),
-        ways_out: &[WayOut { named: &[], can: always, go: repair }],
-    },
     // Nothing is said of --accept-base, which does nothing where no overlay is named.
     Refusal {
         says: "cannot open what was written since a snapshot: the file beneath isn't what it was",
@@ -354,11 +342,6 @@ fn bring_legs_back(life: &mut Life, _: &mut Plan, _: &str) -> Outcome {
         }
     }
     life.note("the legs are back");
-    Ok(())
-}
-
-fn repair(life: &mut Life, _: &mut Plan, _: &str) -> Outcome {
-    life.repair();
     Ok(())
 }
 

@@ -207,8 +207,10 @@ pub(super) fn break_leg_by(life: &mut Life, leg: usize, fault: Fault) -> Outcome
 }
 
 pub(super) fn repair(life: &mut Life) -> Outcome {
-    // Afterwards it looks as one that was behind for another reason.
-    life.ask_legs()?;
+    // Afterwards a leg that was dropped looks as one that is behind for another reason.
+    if life.is_up() {
+        life.ask_legs()?;
+    }
     life.repair();
     Ok(())
 }

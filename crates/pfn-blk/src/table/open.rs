@@ -6,6 +6,7 @@ use std::collections::HashMap;
 use std::path::Path;
 use std::sync::Arc;
 
+use rustix::io::Errno;
 use thiserror::Error;
 use tracing::warn;
 
@@ -418,11 +419,11 @@ impl Opener<'_, '_> {
         scope: Scope,
     ) -> Result<(Arc<dyn Target>, Pgoff), OpenTableError> {
         match self.open_device(&leg.device, scope) {
-            Err(OpenTableError {
-                kind: OpenTableErrorKind::Store { path, source: InvalidStore::Missing },
-                position,
-            }) => {
-                warn!(%position, path, "mirror: a leg is missing: there is no such file");
+            Err(OpenTableError { kind: OpenTableErrorKind::Store { path, source }, position })
+                if is_away(&source) =>
+            {
+                let error = &source as &dyn std::error::Error;
+                warn!(%position, path, error, "mirror: a leg is missing");
                 let end = NrPages::try_new(leg.start.get() + nr_pages.get())
                     .map_err(|error| position.open_error(OpenTableErrorKind::Pages(error)))?;
                 Ok((Arc::new(ErrorTarget::new(end)), leg.start))
@@ -475,6 +476,17 @@ impl Position {
     fn open_error(self, kind: OpenTableErrorKind) -> OpenTableError {
         OpenTableError { position: self, kind }
     }
+}
+
+/// Whether there is no such file, or its disk fails, as one that was pulled out does.
+fn is_away(refusal: &InvalidStore) -> bool {
+    let InvalidStore::Io { source, .. } = refusal else {
+        return matches!(refusal, InvalidStore::Missing);
+    };
+    matches!(
+        Errno::from_io_error(source),
+        Some(Errno::IO | Errno::NXIO | Errno::NODEV | Errno::NOTCONN | Errno::STALE)
+    )
 }
 
 #[cfg(test)]
@@ -560,6 +572,13 @@ mod tests {
         assert!(files.error(&device(DEPTH_MAX)).contains("more than 64 tables one above another"));
         let text = text.lines().take(DEPTH_MAX - 1).map(|line| format!("{line}\n"));
         files.open(&(text.collect::<String>() + "0 8 linear t62 0")).unwrap();
+    }
+
+    #[test]
+    fn leg_whose_disk_fails_is_away_and_one_that_is_refused_is_not() {
+        let io = |errno: Errno| InvalidStore::Io { action: "open it", source: errno.into() };
+        assert!(is_away(&InvalidStore::Missing) && is_away(&io(Errno::IO)));
+        assert!(!is_away(&InvalidStore::NoPages) && !is_away(&io(Errno::ACCESS)));
     }
 
     /// Tables that use the one before them twice, `count` of them, with a line each.
