@@ -254,7 +254,7 @@ pub(super) fn replace(life: &mut Life, leg: usize) -> Outcome {
 pub(super) fn drop_under_guest(life: &mut Life) -> Outcome {
     let mut vmm = Vmm::start(life.world.socket(), Abilities::default());
     if vmm.driver.flush() != 0 {
-        return Err("a guest's flush failed".to_owned());
+        return life.failed(&std::io::Error::other("a guest's"));
     }
     life.flushed();
     let mapper = Arc::clone(&vmm.mapper);
