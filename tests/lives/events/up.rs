@@ -169,6 +169,9 @@ pub(super) fn drop_layer(life: &mut Life) -> Outcome {
         }
         dropped => {
             dropped?;
+            // What is beneath has got nothing of it.
+            let layer = life.stack.layers.last_mut().expect("a layer");
+            (layer.is_written, layer.is_kept) = (false, false);
             life.stack.pop(below);
             life.live_layers -= 1;
         }
