@@ -13,6 +13,8 @@ mod queue_oracle;
 mod request;
 #[path = "../../src/spec.rs"]
 mod spec;
+#[path = "../../src/throttle.rs"]
+mod throttle;
 #[path = "../../src/vring.rs"]
 mod vring;
 
