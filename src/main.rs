@@ -60,7 +60,7 @@ fn main() -> ExitCode {
         return ExitCode::SUCCESS;
     }
     if let Some(tasks) = janitor::tasks() {
-        return end(Log::PLAIN, janitor::run(tasks));
+        return end(Log::PLAIN, &janitor::run(tasks));
     }
     let cli = Cli::parse();
     let log = Log::of(&cli);
@@ -73,18 +73,19 @@ fn main() -> ExitCode {
         (None, Some(config)) => fleet::run(config, &cli, log),
         (None, None) => serve(&cli),
     };
+    let code = end(log, &result);
     if let (Err(error), true) = (&result, cli.end_with_parent) {
-        // It is in the log too.
+        // It is in the log already.
         let _ = fleet::tell_why(error);
     }
-    end(log, result)
+    code
 }
 
-fn end(log: Log, result: anyhow::Result<()>) -> ExitCode {
+fn end(log: Log, result: &anyhow::Result<()>) -> ExitCode {
     match result {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
-            log.end(&error);
+            log.end(error);
             ExitCode::FAILURE
         }
     }
