@@ -188,13 +188,13 @@ fn open_file(path: &Path, args: &BackingArgs) -> anyhow::Result<FileStore> {
 
 /// Adds to a refusal of a size what the user can do about it.
 fn explain_size(size: ByteSize, error: &InvalidWindow) -> anyhow::Error {
-    let mend = match error {
+    let hint = match error {
         InvalidWindow::NotPowerOfTwo { next, .. } => format!(
             "; give --size {next}, or --window served, which shows any size, with zeroes after its end"
         ),
         _ => String::new(),
     };
-    anyhow!("--size {}: {error}{mend}", size.0)
+    anyhow!("--size {}: {error}{hint}", size.0)
 }
 
 /// Warns of files in a table that look like disk images: the guest sees the image's own bytes.

@@ -12,8 +12,6 @@ use rustix::io::Errno;
 
 use crate::printable::printable;
 
-const ORIGIN_MARK: &str = "user.pfn-blk.changes";
-
 /// Where the changes are that a mark tells of.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Changes {
@@ -110,7 +108,8 @@ pub(crate) fn unmark(file: &Path, out: &mut impl Write) -> anyhow::Result<()> {
     }
     if forgotten.is_empty() {
         writeln!(out, "there was no mark")?;
-    } else if forgotten.iter().any(|(name, _)| name == ORIGIN_MARK) && is_leg(file) {
+    } else if is_leg(file) {
+        // It had a mark, and that alone was taken.
         writeln!(out, "it is still a mirror's leg; to give up what is on it, unmark it once more")?;
     }
     Ok(())

@@ -14,6 +14,8 @@ use thiserror::Error;
 pub const PAGE_SHIFT: u32 = 12;
 /// Bytes in a page, the unit of everything in this crate.
 pub const PAGE_SIZE: u64 = 1 << PAGE_SHIFT;
+/// The same, for buffers.
+pub(crate) const PAGE_BYTES: usize = 1 << PAGE_SHIFT;
 /// Page numbers stay below this, so that every byte offset fits a signed 64-bit `off_t`.
 pub const PAGES_MAX: u64 = 1 << (63 - PAGE_SHIFT);
 

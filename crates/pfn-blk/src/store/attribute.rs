@@ -13,6 +13,8 @@ use rustix::io::Errno;
 const PREFIX: &str = "user.pfn-blk.";
 /// No note is longer: ext4 keeps all of a file's in one block.
 const VALUE_MAX: usize = 2048;
+/// The kernel has no longer one.
+const TAKEN_MAX: usize = 64 << 10;
 /// The kernel lists no more.
 const NAMES_MAX: usize = 65536;
 
@@ -38,6 +40,24 @@ pub(super) fn names(file: &File) -> io::Result<Vec<String>> {
     let names =
         names[..len].split(|byte| *byte == 0).filter_map(|name| std::str::from_utf8(name).ok());
     Ok(names.filter_map(|name| name.strip_prefix(PREFIX)).map(str::to_owned).collect())
+}
+
+/// Removes these notes of `file`, durably. Returns the attributes' whole names, and their values.
+pub(super) fn take(file: &File, names: &[String]) -> io::Result<Vec<(String, Vec<u8>)>> {
+    let mut taken = Vec::new();
+    for name in names {
+        let name = format!("{PREFIX}{name}");
+        // Also of those that aren't read otherwise.
+        let mut value = vec![0; TAKEN_MAX];
+        let len = fgetxattr(file, &name, &mut value)?;
+        value.truncate(len);
+        fremovexattr(file, &name)?;
+        taken.push((name, value));
+    }
+    if !taken.is_empty() {
+        file.sync_all()?;
+    }
+    Ok(taken)
 }
 
 /// Sets or removes the note `name` of `file`, durably.

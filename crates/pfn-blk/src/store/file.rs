@@ -15,14 +15,8 @@ use rustix::io::Errno;
 use thiserror::Error;
 use tracing::warn;
 
-use super::origin::forget_next;
-use super::{Access, OriginMark, Store, attribute, generation, origin_mark, write_out};
-use crate::page::{InvalidPages, NrPages, PAGE_SHIFT, PAGE_SIZE, Pgoff};
-
-/// What the label of a mirror's leg begins with.
-pub(crate) const LABEL_MAGIC: [u8; 8] = *b"pfnblkLG";
-/// The size of a page, for buffers.
-const PAGE_BYTES: usize = 1 << PAGE_SHIFT;
+use super::{Access, OriginMark, Store, attribute, generation, origin_mark, records, write_out};
+use crate::page::{InvalidPages, NrPages, PAGE_SIZE, Pgoff};
 
 /// Why a file can't be a store. Displays without the file's name, which the caller knows.
 #[derive(Debug, Error)]
@@ -153,11 +147,7 @@ impl FileStore {
     /// its own. Returns the names and values.
     pub fn forget_records(path: &Path) -> Result<Vec<(String, Vec<u8>)>, InvalidStore> {
         let file = open(path, Access::ReadWrite, false)?;
-        let forgotten = match attribute::names(&file) {
-            Err(error) if error.kind() == io::ErrorKind::Unsupported => forget_label(&file),
-            _ => forget_next(&file),
-        };
-        forgotten.map_err(InvalidStore::io("take away what it says of itself"))
+        records::forget(&file).map_err(InvalidStore::io("take away what it says of itself"))
     }
 
     fn of_its_size(path: &Path, mut file: File, access: Access) -> Result<Self, InvalidStore> {
@@ -247,8 +237,7 @@ impl FileStore {
 impl FileStore {
     /// Whether it is a file that had a name, and has none any more.
     fn is_nameless(&self, stat: &Statx) -> bool {
-        let is_file = FileType::from_raw_mode(stat.stx_mode.into()) == FileType::RegularFile;
-        is_file && self.had_name && stat.stx_nlink == 0
+        is_file(stat) && self.had_name && stat.stx_nlink == 0
     }
 
     /// That nobody has cut off its end. Warns if it was removed, once.
@@ -264,8 +253,7 @@ impl FileStore {
                  daemon ends: copy the device in the guest"
             );
         }
-        let is_file = FileType::from_raw_mode(stat.stx_mode.into()) == FileType::RegularFile;
-        if is_file && stat.stx_size < self.bytes {
+        if is_file(&stat) && stat.stx_size < self.bytes {
             let lost = "the file was cut off; what was behind its end is lost";
             return Err(io::Error::new(io::ErrorKind::UnexpectedEof, lost));
         }
@@ -359,19 +347,8 @@ impl Store for FileStore {
     }
 }
 
-/// The same for a file that has no attributes: a mirror's label is in its last page.
-fn forget_label(mut file: &File) -> io::Result<Vec<(String, Vec<u8>)>> {
-    let Some(at) = file.seek(SeekFrom::End(0))?.checked_sub(PAGE_SIZE) else {
-        return Ok(Vec::new());
-    };
-    let mut page = [0; PAGE_BYTES];
-    file.read_exact_at(&mut page, at)?;
-    if !page.starts_with(&LABEL_MAGIC) {
-        return Ok(Vec::new());
-    }
-    file.write_all_at(&[0; PAGE_BYTES], at)?;
-    file.sync_all()?;
-    Ok(vec![("the label in its last page".to_owned(), LABEL_MAGIC.to_vec())])
+fn is_file(stat: &Statx) -> bool {
+    FileType::from_raw_mode(stat.stx_mode.into()) == FileType::RegularFile
 }
 
 /// Whether a sync failed because the file has none.
@@ -651,23 +628,5 @@ mod tests {
         rustix::fs::flock(store.fd(), FlockOperation::Unlock).unwrap();
         let error = FileStore::open(&path, Access::ReadWrite).unwrap_err();
         assert!(matches!(error, InvalidStore::Locked(_)), "{error:?}");
-    }
-
-    #[test]
-    fn label_in_the_last_page_is_taken_away_and_nothing_else_is() {
-        let file = tempfile::tempfile().unwrap();
-        assert_eq!(forget_label(&file).unwrap(), []);
-        for (page, is_label) in [(*b"pfnblkLG", true), (*b"somebody", false)] {
-            let mut bytes = [7; 2 * PAGE_BYTES];
-            bytes[PAGE_BYTES..][..8].copy_from_slice(&page);
-            file.write_all_at(&bytes, 0).unwrap();
-            assert_eq!(forget_label(&file).unwrap().len(), usize::from(is_label));
-            if is_label {
-                bytes[PAGE_BYTES..].fill(0);
-            }
-            let mut now = [1; 2 * PAGE_BYTES];
-            file.read_exact_at(&mut now, 0).unwrap();
-            assert!(now == bytes);
-        }
     }
 }

@@ -10,6 +10,7 @@ mod id;
 mod memory;
 mod origin;
 mod prefetch;
+mod records;
 mod write_out;
 
 use std::fmt;
@@ -18,13 +19,13 @@ use std::os::fd::BorrowedFd;
 
 use crate::page::{NrPages, Pgoff};
 
-pub(crate) use self::file::LABEL_MAGIC;
 pub use self::file::{FileStore, InvalidStore, Sizing};
 pub use self::hooked::{HookedStore, StoreOperation};
 pub use self::id::Id;
 pub use self::memory::MemoryStore;
 pub use self::origin::{OriginMark, mark_origin, origin_mark, unmark_origin};
 pub use self::prefetch::prefetch;
+pub(crate) use self::records::LABEL_MAGIC;
 
 /// What may be done with pages.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]

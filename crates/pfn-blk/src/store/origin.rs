@@ -15,18 +15,16 @@ use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::path::{Path, PathBuf};
 use std::str;
 
-use rustix::fs::{XattrFlags, fgetxattr, flistxattr, fremovexattr, fsetxattr, fstat, fsync};
+use rustix::fs::{XattrFlags, fgetxattr, fremovexattr, fsetxattr, fstat, fsync};
 use rustix::io::Errno;
 
 use super::id::Id;
 
-/// What the names of all our attributes begin with.
-const PREFIX: &str = "user.pfn-blk.";
 const NAME: &str = "user.pfn-blk.changes";
+/// The same as a note beside the file's pages.
+pub(super) const NOTE: &str = "changes";
 /// The longest path there is, and what stands before it.
 const MARK_MAX: usize = 4096 + 64;
-/// The longest list of names, and the longest attribute.
-const ATTRIBUTE_MAX: usize = 64 << 10;
 
 /// What an origin is marked with.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -83,35 +81,6 @@ fn parse(mark: &[u8], inode: u64) -> OriginMark {
     fields().unwrap_or_else(|| OriginMark { cow: path(mark), id: None, is_copied: false })
 }
 
-/// Takes the mark of `file` away, durably, and nothing else: a leg that was an origin still says what
-/// it has. Of a file without a mark every attribute that this library has given it: it is a file of its
-/// own then. Returns their names and values.
-pub(super) fn forget_next(file: impl AsFd) -> io::Result<Vec<(String, Vec<u8>)>> {
-    let mut names = vec![0; ATTRIBUTE_MAX];
-    let len = match flistxattr(&file, &mut names) {
-        Err(Errno::NOTSUP) => 0,
-        len => len?,
-    };
-    let names = names[..len].split(|byte| *byte == 0);
-    let names = names.filter_map(|name| str::from_utf8(name).ok());
-    let mut names: Vec<_> = names.filter(|name| name.starts_with(PREFIX)).collect();
-    if names.contains(&NAME) {
-        names = vec![NAME];
-    }
-    let mut forgotten = Vec::new();
-    for name in names {
-        let mut value = vec![0; ATTRIBUTE_MAX];
-        let len = fgetxattr(&file, name, &mut value)?;
-        value.truncate(len);
-        fremovexattr(&file, name)?;
-        forgotten.push((name.to_owned(), value));
-    }
-    if !forgotten.is_empty() {
-        fsync(file)?;
-    }
-    Ok(forgotten)
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -140,6 +109,7 @@ mod tests {
         unmark_origin(&file).unwrap();
         FileStore::open(&path, Access::ReadWrite).unwrap();
     }
+
     #[test]
     fn mark_is_read_as_it_was_written() {
         let id = Id::random().unwrap();

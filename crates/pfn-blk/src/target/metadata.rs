@@ -19,13 +19,11 @@ use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
 
 use super::Target;
 use crate::bio::{BioError, BioVec, Buffer};
-use crate::page::{NrPages, PAGE_SHIFT, PAGE_SIZE, Pgoff, PgoffRange};
+use crate::page::{NrPages, PAGE_BYTES, PAGE_SIZE, Pgoff, PgoffRange};
 use crate::persist::{PersistError, persist_all};
 
 /// The unit that a device writes whole or not at all.
 pub(super) const SECTOR_BYTES: usize = 512;
-/// The size of a page, for buffers.
-pub(super) const PAGE_BYTES: usize = 1 << PAGE_SHIFT;
 
 /// Why what a target wrote down can't be used.
 #[derive(Debug, Clone, Error)]

@@ -109,7 +109,7 @@ impl Leg {
                 continue;
             }
             let mut given = None;
-            // Until it stays: the snapshot may be merged meanwhile.
+            // Until it stays: the snapshot may be merged while this goes on.
             loop {
                 let mark = own_mark(source)?;
                 if mark == given {

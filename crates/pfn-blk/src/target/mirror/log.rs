@@ -17,12 +17,10 @@ use super::leg::Leg;
 use super::roll::Roll;
 use super::{InvalidMirror, LEGS_MAX, States, bit};
 use crate::bio::BioError;
-use crate::page::{NrPages, PgoffRange};
+use crate::page::{NrPages, PAGE_BYTES, PgoffRange};
 use crate::persist::persist_all;
 use crate::target::Target;
-use crate::target::metadata::{
-    self, Header, InvalidMetadata, PAGE_BYTES, SECTOR_BYTES, check, range,
-};
+use crate::target::metadata::{self, Header, InvalidMetadata, SECTOR_BYTES, check, range};
 
 /// More regions than this take too much memory: 16 MiB for their bits.
 const REGIONS_MAX: u64 = 1 << 27;

@@ -12,9 +12,9 @@ use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
 
 use super::base::Base;
 use super::layout::Layout;
-use crate::page::NrPages;
+use crate::page::{NrPages, PAGE_BYTES};
 use crate::store::Id;
-use crate::target::metadata::{self, Header, PAGE_BYTES};
+use crate::target::metadata::{self, Header};
 
 /// What the header says. The entries it counts are good, those behind are not there.
 #[derive(Debug, Clone, Copy, FromBytes, IntoBytes, KnownLayout, Immutable)]

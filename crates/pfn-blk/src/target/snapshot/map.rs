@@ -10,9 +10,9 @@ use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
 use super::InvalidSnapshot;
 use super::header::{CowHeader, Record};
 use super::layout::{ENTRIES_PER_PAGE, Layout};
-use crate::page::{NrPages, PgoffRange};
+use crate::page::{NrPages, PAGE_BYTES, PgoffRange};
 use crate::target::Target;
-use crate::target::metadata::{self, InvalidMetadata, PAGE_BYTES, check, range};
+use crate::target::metadata::{self, InvalidMetadata, check, range};
 
 /// An entry of the map: which chunk of the snapshot the entry's chunk in the COW store stands for.
 #[derive(Debug, Clone, Copy, FromBytes, IntoBytes, KnownLayout, Immutable)]
