@@ -205,14 +205,20 @@ fn head_outside_the_table_stops_the_queue_until_it_is_reset() {
     }
 }
 
-/// A flush whose status goes while it is synced. Returns once the sync has come to its end.
-fn status_goes_while_synced(fails: bool) -> (Server, Arc<Control>, Vmm) {
+/// A flush that is synced until it is released; one was answered before.
+fn hold_flush() -> (Server, Arc<Control>, Vmm) {
     let (server, control, mut vmm) = start(true);
     assert_eq!(vmm.driver.flush(), 0);
     control.hold();
     add_flush(&mut vmm, false);
     vmm.driver.publish();
     control.wait_for_syncs(2);
+    (server, control, vmm)
+}
+
+/// A flush whose status goes while it is synced. Returns once the sync has come to its end.
+fn status_goes_while_synced(fails: bool) -> (Server, Arc<Control>, Vmm) {
+    let (server, control, mut vmm) = hold_flush();
     vmm.share_all_but(STATUS..STATUS + PAGE);
     control.set_failing(fails);
     control.release();
@@ -242,12 +248,7 @@ fn sync_that_succeeded_while_the_status_went_is_done_again_when_it_is_back() {
 
 #[test]
 fn status_in_memory_that_shrank_while_synced_is_not_returned() {
-    let (server, control, mut vmm) = start(true);
-    assert_eq!(vmm.driver.flush(), 0);
-    control.hold();
-    add_flush(&mut vmm, false);
-    vmm.driver.publish();
-    control.wait_for_syncs(2);
+    let (server, control, vmm) = hold_flush();
     // The rings are there still.
     vmm.shrink_memory_to(STATUS - RAM);
     control.release();
