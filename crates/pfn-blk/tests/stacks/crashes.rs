@@ -25,6 +25,8 @@ enum Step {
     Merge,
     /// The process ends, and another one opens the stack.
     Restart,
+    /// The legs of mirrors are turned by so many when the stack is opened next.
+    Turn(usize),
     /// Power is cut in the midst of the write or sync after so many.
     Cut(usize),
     /// A store fails everything after so many operations.
@@ -42,6 +44,7 @@ fn any_step(can_break: bool) -> impl Strategy<Value = Step> {
         1 => Just(Step::Resync),
         1 => Just(Step::Merge),
         1 => Just(Step::Restart),
+        1 => (0..4usize).prop_map(Step::Turn),
         1 => (0..12usize).prop_map(Step::Cut),
         2 * broken => (any::<Index>(), 0..6usize).prop_map(|(store, after)| Step::Break(store, after)),
         2 * broken => Just(Step::Mend),
@@ -65,6 +68,7 @@ struct Subject<'a> {
     built: Built,
     region: Region,
     held: Vec<Held>,
+    turn: usize,
     /// Whether no store has been broken yet.
     sound: bool,
 }
@@ -75,7 +79,8 @@ impl<'a> Subject<'a> {
         let built = stack.build_on(&mut |number, nr_pages| power.store(number, nr_pages));
         let region = Region::try_new(built.target.clone()).unwrap();
         region.persist(region.pages()).unwrap();
-        let mut subject = Self { stack, power, built, region, held: Vec::new(), sound: true };
+        let mut subject =
+            Self { stack, power, built, region, held: Vec::new(), turn: 0, sound: true };
         let size = usize::try_from(subject.region.nr_pages().get()).unwrap();
         let anything = BTreeSet::from_iter(0..=255);
         let may = std::array::from_fn(|_| anything.clone());
@@ -118,6 +123,7 @@ impl<'a> Subject<'a> {
                 }
             }
             Step::Restart => self.restart(),
+            Step::Turn(by) => self.turn = by,
             Step::Cut(after) => self.power.cut_after(after),
             Step::Break(store, after) => {
                 self.power.break_after(store.index(self.power.stores()), after);
@@ -128,8 +134,10 @@ impl<'a> Subject<'a> {
         if self.power.is_cut() {
             self.power.restore();
             self.restart();
-            // There is nothing more to lose.
-            self.held.iter_mut().for_each(Held::settle);
+            // There is nothing more to lose, but that another leg of a mirror may be read next time.
+            if self.built.mirrors.is_empty() {
+                self.held.iter_mut().for_each(Held::settle);
+            }
         }
         self.check_content();
     }
@@ -150,7 +158,7 @@ impl<'a> Subject<'a> {
         self.region = Region::try_new(self.built.target.clone()).unwrap();
         self.power.mend();
         let mut make = |number, nr_pages| self.power.store(number, nr_pages);
-        self.built = self.power.spare(|| self.stack.build_again(&mut make));
+        self.built = self.power.spare(|| self.stack.build_again(&mut make, self.turn));
         self.region = Region::try_new(self.built.target.clone()).unwrap();
         self.sound = true;
         self.held.iter_mut().for_each(|held| held.unsure = true);

@@ -183,6 +183,23 @@ fn leg_that_was_away_for_long_is_known_still() {
 }
 
 #[test]
+fn what_was_read_before_a_flush_is_the_same_whichever_leg_is_the_first_then() {
+    for log in [Log::Core, Log::Kept] {
+        let disks = settled(log);
+        let served = disks.open(&[Disk(0), Disk(1)], log);
+        served.region.write(range(3, 1), &fill(&[2])).unwrap();
+        drop(served);
+        // Power was cut, and one of the legs has lost what wasn't flushed.
+        disks.region(1).write(range(3, 1), &fill(&[1])).unwrap();
+        let served = disks.open(&[Disk(0), Disk(1)], log);
+        assert_eq!((served.states()[1], served.page(3)), (Recovering, 2));
+        served.region.persist(served.region.pages()).unwrap();
+        drop(served);
+        assert_eq!(disks.open(&[Disk(1), Disk(0)], log).page(3), 2);
+    }
+}
+
+#[test]
 fn log_tells_what_a_leg_that_was_away_lacks() {
     let disks = settled(Log::Kept);
     let served = disks.open(&[Disk(0), Nothing], Log::Kept);

@@ -111,20 +111,22 @@ impl Stack {
     /// Builds it of stores that hold zeroes. Pages of a snapshot's origin are given something
     /// else.
     pub(crate) fn build_on(&self, make: MakeStore<'_>) -> Built {
-        self.build_with(make, true)
+        self.build_with(make, None)
     }
 
-    /// Builds it of the stores that it was built of before. What the model's pages hold means nothing.
-    pub(crate) fn build_again(&self, make: MakeStore<'_>) -> Built {
-        self.build_with(make, false)
+    /// Builds it of the stores that it was built of before, with the legs of mirrors turned by `turn`.
+    /// What the model's pages hold means nothing.
+    pub(crate) fn build_again(&self, make: MakeStore<'_>, turn: usize) -> Built {
+        self.build_with(make, Some(turn))
     }
 
-    fn build_with(&self, make: MakeStore<'_>, is_new: bool) -> Built {
+    fn build_with(&self, make: MakeStore<'_>, again: Option<usize>) -> Built {
         let mut builder = Builder {
             stores: Vec::new(),
             space: PfnSpace::new(),
             make,
-            is_new,
+            is_new: again.is_none(),
+            turn: again.unwrap_or_default(),
             keepers: Vec::new(),
             keeper: 0,
             mirrors: Vec::new(),
@@ -162,6 +164,8 @@ struct Builder<'a> {
     make: MakeStore<'a>,
     /// Whether the stores are blank.
     is_new: bool,
+    /// How many legs of a mirror go from the front to the end.
+    turn: usize,
     keepers: Vec<usize>,
     /// How many targets there are that keep pages.
     keeper: usize,
@@ -258,6 +262,9 @@ impl Builder<'_> {
             let first = Region::try_new(Arc::clone(&used[0])).unwrap();
             first.write(first.pages(), &fill(&vec![1; usize::try_from(len).unwrap()])).unwrap();
         }
+        let turn = self.turn % legs.len();
+        legs.rotate_left(turn);
+        used.rotate_left(turn);
         let mirror = Arc::new(Mirror::open(legs, log, nr_pages(len)).unwrap());
         if self.is_new {
             mirror.resync().unwrap();

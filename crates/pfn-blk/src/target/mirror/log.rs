@@ -118,6 +118,8 @@ pub(super) struct Log {
     /// Whether bits of pages were set that no record is about to write.
     unwritten: bool,
     written: BTreeMap<u64, Activity>,
+    /// The stale regions that were read, while a leg that isn't behind may hold something else there.
+    read: BTreeSet<u64>,
     /// How many persists have begun.
     persists: u64,
     /// Which legs have everything, as they and the log say.
@@ -205,6 +207,7 @@ impl Loaded {
             stale,
             unwritten: false,
             written: BTreeMap::new(),
+            read: BTreeSet::new(),
             persists: 0,
             roll,
         };
@@ -302,6 +305,17 @@ impl Log {
         self.roll.set_whole(0);
     }
 
+    /// `regions` were read, while a leg that isn't behind may hold something else where they are stale.
+    pub(super) fn note_read(&mut self, regions: Range<u64>) {
+        let stale = regions.filter(|region| self.stale.contains(index(*region)));
+        self.read.extend(stale);
+    }
+
+    /// The first region from `from` on of which that is so.
+    pub(super) fn next_read(&self, from: u64) -> Option<u64> {
+        self.read.range(from..).next().copied()
+    }
+
     /// A persist begins. Returns its number.
     pub(super) fn begin_persist(&mut self) -> u64 {
         self.persists += 1;
@@ -326,10 +340,14 @@ impl Log {
         }
     }
 
-    /// All legs were given `region`. Like one that was written to it keeps its bit until a persist.
-    pub(super) fn copied(&mut self, region: u64) {
-        self.stale.set(index(region), false);
-        self.written.entry(region).or_default().last = self.persists;
+    /// The legs that are written were given `region`. If that is all of them, it keeps its bit until a
+    /// persist, like one that was written to.
+    pub(super) fn copied(&mut self, region: u64, to_all: bool) {
+        self.read.remove(&region);
+        if to_all {
+            self.stale.set(index(region), false);
+            self.written.entry(region).or_default().last = self.persists;
+        }
     }
 
     /// Has the legs, and the log, say which of them have everything, if that has changed or wasn't

@@ -111,7 +111,8 @@ pub struct MirrorLog {
 /// regions only. A log that wasn't there for the last event isn't believed: all is compared.
 ///
 /// Where bits are set when a mirror is opened, legs that have everything acknowledged may still differ:
-/// one is read, the first, and the others are not until a resync has copied those regions to them. A
+/// one is read, the first, and the others are not until a resync has copied those regions to them. What
+/// was read before that is copied by the next persist: it must be the same when another leg is the first. A
 /// mirror whose believed leg fails before that fails too: it never answers with what might be
 /// something else.
 ///
@@ -353,6 +354,15 @@ impl Mirror {
         Err(error)
     }
 
+    fn read_for_bio(&self, vec: BioVec<'_>) -> Result<(), BioError> {
+        let pages = vec.pages();
+        self.read(vec)?;
+        if self.access == Access::ReadWrite && self.states().unsettled() != 0 {
+            lock(&self.log).note_read(self.geometry.regions_of(pages));
+        }
+        Ok(())
+    }
+
     fn write(&self, vec: BioVec<'_>) -> Result<(), BioError> {
         let regions = self.geometry.regions_of(vec.pages());
         {
@@ -499,6 +509,8 @@ impl NotRecorded for PersistError {
 
 impl SyncPoint for Mirror {
     fn sync(&self) -> Result<(), PersistError> {
+        let copied = self.copy_what_was_read();
+        copied.map_err(|error| PersistError::Metadata("a mirror's legs", Arc::new(error)))?;
         let number = lock(&self.log).begin_persist();
         self.on_all_legs(|legs| at_once(legs, |leg| persist_all(self.leg(*leg).pages())))?;
         let mut log = lock(&self.log);
@@ -525,7 +537,7 @@ impl Target for Mirror {
     fn submit(&self, vec: BioVec<'_>) -> Result<(), BioError> {
         self.bios.fetch_add(1, Ordering::Relaxed);
         match vec.direction() {
-            Direction::Read => self.read(vec).map(|_| ()),
+            Direction::Read => self.read_for_bio(vec),
             Direction::Write => self.write(vec),
         }
     }

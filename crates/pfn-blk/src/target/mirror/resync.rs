@@ -199,6 +199,26 @@ impl Mirror {
         Ok(())
     }
 
+    /// Copies what was read to the legs that aren't behind, and may hold something else since power was
+    /// cut. A flush that is acknowledged covers what was read before it, whichever of them is read next
+    /// time.
+    pub(super) fn copy_what_was_read(&self) -> Result<(), BioError> {
+        let mut log = lock(&self.log);
+        if log.next_read(0).is_none() {
+            return Ok(());
+        }
+        // As before any write.
+        self.record(&mut log, self.states())?;
+        drop(log);
+        let next = |from| lock(&self.log).next_read(from);
+        let mut from = 0;
+        while let Some(region) = next(from) {
+            self.copy_region(region)?;
+            from = region + 1;
+        }
+        Ok(())
+    }
+
     fn copy_region(&self, region: u64) -> Result<(), BioError> {
         let _region = self.lock_region(region);
         for piece in self.geometry.pages_of(region).pieces() {
@@ -211,9 +231,7 @@ impl Mirror {
             }
         }
         let mut log = lock(&self.log);
-        if self.states().failed == 0 {
-            log.copied(region);
-        }
+        log.copied(region, self.states().failed == 0);
         Ok(())
     }
 }

@@ -76,6 +76,11 @@ impl States {
         self.failed | self.lacking
     }
 
+    /// The legs that have all that was acknowledged, and may differ in what was not: power was cut.
+    pub(super) fn unsettled(self) -> u8 {
+        self.recovering & !self.lacking
+    }
+
     /// The same, but for a leg that has failed.
     pub(super) fn without(self, leg: usize) -> Self {
         let kept = !bit(leg);
