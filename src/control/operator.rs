@@ -231,6 +231,7 @@ impl Operator {
             Ok::<_, PersistError>(())
         };
         self.stores.iter().try_for_each(clear)?;
+        self.snapshots.iter().try_for_each(|(_, one)| one.clear_failure().map(drop))?;
         let since = self.stores_since();
         if !since.is_empty() {
             let cleared = move || since.iter().try_for_each(clear);

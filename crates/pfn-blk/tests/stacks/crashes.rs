@@ -11,7 +11,7 @@ use proptest::sample::Index;
 
 use crate::model::{cases, fill, range};
 use crate::power::{Power, SECTOR};
-use crate::stack::{Built, Stack, any_solid, read};
+use crate::stack::{Built, BuiltMirror, Stack, any_solid, read};
 
 const SECTORS_PER_PAGE: usize = 4096 / SECTOR;
 
@@ -31,7 +31,7 @@ enum Step {
     Cut(usize),
     /// A store fails everything after so many operations.
     Break(Index, usize),
-    /// All stores work.
+    /// All stores work, and an operator says so.
     Mend,
 }
 
@@ -129,7 +129,7 @@ impl<'a> Subject<'a> {
                 self.power.break_after(store.index(self.power.stores()), after);
                 self.sound = false;
             }
-            Step::Mend => self.power.mend(),
+            Step::Mend => self.mend(),
         }
         if self.power.is_cut() {
             self.power.restore();
@@ -163,6 +163,18 @@ impl<'a> Subject<'a> {
         self.sound = true;
         self.held.iter_mut().for_each(|held| held.unsure = true);
         self.check_content();
+    }
+
+    fn mend(&self) {
+        self.power.mend();
+        let stores = self.built.stores.iter().map(|store| store.clear_failure());
+        let snapshots = self.built.snapshots.iter().map(|snapshot| snapshot.clear_failure());
+        // A mirror that can't keep its log needs another opening.
+        let has_log = |built: &BuiltMirror| built.mirror.log_failure().is_none();
+        let have_logs = self.built.mirrors.iter().all(has_log);
+        for cleared in stores.chain(snapshots) {
+            assert!(cleared.is_ok() || self.power.is_cut() || !have_logs, "{cleared:?}");
+        }
     }
 
     fn resync(&mut self) {

@@ -19,6 +19,7 @@ mod model;
 mod power;
 mod prefetch;
 mod snapshot;
+mod snapshot_power;
 mod stack;
 mod table_oracle;
 mod tables;

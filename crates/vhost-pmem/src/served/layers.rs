@@ -295,10 +295,13 @@ impl Layers {
         }
     }
 
-    /// Takes the failures of COW stores back, if they can be synced now.
+    /// Takes the failures of COW stores back, if they can be written and synced now.
     pub(super) fn clear_failures(&self) -> Result<(), LayerError> {
-        let clear = |over: &Over| Ok(over.store.clear_failure().map(drop)?);
-        self.stack().iter().try_for_each(clear)
+        self.stack().iter().try_for_each(|over| {
+            over.store.clear_failure()?;
+            over.snapshot.clear_failure()?;
+            Ok(())
+        })
     }
 
     /// Closes all COW stores. Nothing may be read or written any more.
