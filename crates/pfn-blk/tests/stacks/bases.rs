@@ -15,11 +15,14 @@ use pfn_blk::{
     PfnSpace, Region, Snapshot, Store, StoreOperation, Target, mark_origin, origin_mark,
 };
 
+use rustix::fs::{XattrFlags, fgetxattr, fsetxattr};
+
 use crate::model::{fill, range};
 use crate::stack::{nr_pages, read};
 
 const PAGES: u64 = 16;
 const CHUNK: u64 = 2;
+const GENERATION: &str = "user.pfn-blk.generation";
 
 /// A base and COW stores over it.
 struct Place(tempfile::TempDir);
@@ -54,7 +57,7 @@ impl Place {
     fn generation(&self, name: &str) -> Option<Vec<u8>> {
         let mut bytes = vec![0; 64];
         let file = File::open(self.path(name)).unwrap();
-        let len = rustix::fs::fgetxattr(file, "user.pfn-blk.generation", &mut bytes).ok()?;
+        let len = fgetxattr(file, GENERATION, &mut bytes).ok()?;
         Some(bytes[..len].to_vec())
     }
 
@@ -253,6 +256,27 @@ fn blank_store_over_a_base_that_has_its_changes_elsewhere_is_refused() {
     assert_eq!(CowFile::read(&place.path("cow")).unwrap().id, Some(id));
     let base = FileStore::open(&place.path("base"), Access::ReadOnly).unwrap();
     place.open_over(Origins::Any, base, "other").unwrap();
+}
+
+/// Nothing could be mixed up, but what it says is in there isn't.
+#[test]
+fn store_without_changes_is_refused_over_a_base_that_says_where_they_are() {
+    let Some(place) = Place::new() else { return };
+    place.write("cow", 3, 1);
+    let before = place.generation("base").unwrap();
+    let base = File::open(place.path("base")).unwrap();
+    let id = place.open("cow").unwrap().id().unwrap();
+    mark_origin(&base, id, &place.path("cow")).unwrap();
+    place.merge("cow");
+    assert_eq!(place.shown("cow"), with(&[(3, 1)]), "power was cut before the mark was gone");
+    let other = PfnSpace::new().add(Box::new(place.cow("other"))).unwrap();
+    Snapshot::make_cow(&*other, nr_pages(CHUNK), nr_pages(PAGES)).unwrap();
+    drop(other);
+    assert!(matches!(place.open("other"), Err(InvalidSnapshot::Marked(_))));
+    // The base comes back as it was before.
+    fs::write(place.path("base"), original()).unwrap();
+    fsetxattr(&base, GENERATION, &before, XattrFlags::empty()).unwrap();
+    assert_eq!(place.is_refused("cow"), BaseChange::Written);
 }
 
 /// A copy that took the mark along isn't the file that was marked.

@@ -137,11 +137,9 @@ impl Found {
         if is.pages != made_for.pages && !may_have_grown {
             return Err(BaseChange::Size { was: made_for.pages, is: is.pages });
         }
-        let is_merged_into = next.is_some_and(|next| self.generations.contains(&next));
-        if let (Some(was), Some(generation)) = (made_for.generation, is.generation) {
-            if was != generation && !is_merged_into {
-                return Err(BaseChange::Written);
-            }
+        let has_both = made_for.generation.is_some() && is.generation.is_some();
+        if has_both && !self.has_generation(made_for, next) {
+            return Err(BaseChange::Written);
         }
         if next.is_none()
             && made_for.modified != is.modified
@@ -150,6 +148,12 @@ impl Found {
             return Err(BaseChange::Modified(self.modified));
         }
         Ok(())
+    }
+
+    /// Whether it has the generation of `base`, or the one that a merge gives it.
+    pub(super) fn has_generation(&self, base: Base, next: Option<Id>) -> bool {
+        let is_merged_into = next.is_some_and(|next| self.generations.contains(&next));
+        is_merged_into || (base.generation.is_some() && base.generation == self.base.generation)
     }
 }
 

@@ -67,7 +67,8 @@ pub struct SnapshotUsage {
 /// store's header says what its origin is – the size, the generation and the times of its files – and
 /// an origin that differs is refused, with [`InvalidSnapshot::Base`]. What can't be compared isn't:
 /// a block device has a size only, a mirror nothing. A store in which nothing is kept is good for any
-/// origin.
+/// origin, unless that is [marked](crate::mark_origin) as one whose changes are in another store, or were
+/// in this one and merged.
 ///
 /// # Layout
 ///
@@ -423,11 +424,25 @@ fn check_origin(
         };
     };
     match was.base {
-        // Where nothing is kept nothing can be mixed up, unless something is kept over it.
+        // Something is kept over the store even if nothing is in it.
         Some(base) if used > 0 || base::marked(cow)?.is_some() => {
             found.check(base, was.next).map_err(InvalidSnapshot::Base)
         }
-        _ => Ok(()),
+        _ => check_unkept(origin, found, was),
+    }
+}
+
+/// That `origin` may have a COW store with that record over it in which nothing is kept: nothing can be
+/// mixed up, but the origin may say that its changes are in another one, or were in this one.
+fn check_unkept(origin: &dyn Target, found: &Found, was: Record) -> Result<(), InvalidSnapshot> {
+    let Some(marked) = base::marked(origin)? else { return Ok(()) };
+    let is_the_one = was.base.is_some_and(|base| found.has_generation(base, was.next));
+    let is_ours = marked.mark.id.is_none_or(|id| was.id == Some(id));
+    match is_ours {
+        _ if is_the_one => Ok(()),
+        false => Err(InvalidSnapshot::Marked(marked)),
+        true if was.has_merged => Err(InvalidSnapshot::Base(BaseChange::Written)),
+        true => Ok(()),
     }
 }
 
