@@ -222,6 +222,7 @@ impl Life {
         }
         self.stack.layers.iter_mut().for_each(|layer| layer.without = None);
         self.believe(plan);
+        self.stack.bottom.is_mark_accepted |= plan.accept;
         if self.is_orphaned(plan) {
             self.accept();
         }
@@ -297,7 +298,8 @@ impl Life {
         if self.stack.bottom.is_log_strange && plan.alone.is_none() {
             return Some("the log is another mirror's".to_owned());
         }
-        if let Some(cow) = &self.stack.bottom.strange_mark {
+        let is_accepted = plan.accept || self.stack.bottom.is_mark_accepted;
+        if let Some(cow) = self.stack.bottom.strange_mark.as_ref().filter(|_| !is_accepted) {
             return Some(format!("{cow} has its changes"));
         }
         // What keeps nothing is good for anything.
@@ -442,9 +444,12 @@ impl Life {
         let layers = self.stack.layers.clone();
         let done = disks.unless_cut(|| act(self)).unwrap();
         self.window = None;
-        if done.is_none() && self.trouble.is_none() {
-            // None has failed by itself.
-            self.stack.bottom.failed_together(&legs);
+        if done.is_none() {
+            self.stack.bottom.is_half_told = true;
+            if self.trouble.is_none() {
+                // None has failed by itself.
+                self.stack.bottom.failed_together(&legs);
+            }
         }
         if done.is_none() && self.stack.layers.len() < layers.len() {
             // What was answered without power needn't be done.
@@ -521,6 +526,9 @@ impl Life {
             self.stack.bottom.began(false);
         }
         self.stack.content().flushed();
+        let bottom = &mut self.stack.bottom;
+        let have_all = bottom.current() == self.legs.len();
+        bottom.is_half_told &= !have_all || self.legs.len() < bottom.legs.len();
         if let Some(layer) = self.stack.layers.last_mut() {
             layer.is_kept |= layer.is_written;
         }

@@ -82,11 +82,11 @@ const REFUSALS: &[Refusal] = &[
     // Mirrors.
     Refusal {
         says: "were each written without the other",
-        // The power may have been cut when one leg was told of something, and the other wasn't yet.
         agrees: |life, plan, text| {
+            let bottom = &life.stack.bottom;
+            let history = |leg: usize| &bottom.legs[leg].history;
             let legs = split(text, plan);
-            let history = |leg: usize| &life.stack.bottom.legs[leg].history;
-            legs.is_some_and(|[one, other]| history(one) != history(other))
+            legs.is_some_and(|[one, other]| bottom.is_half_told || history(one) != history(other))
         },
         ways_out: &[WayOut { named: &["vhost-pmemd unmark"], can: always, go: give_leg_up }],
     },

@@ -36,8 +36,12 @@ pub(crate) struct Bottom {
     epoch: u32,
     /// The COW store that its files say is over them, if it is none of the layers.
     pub(crate) strange_mark: Option<String>,
+    /// Whether the layers are over it all the same, as an operator has said.
+    pub(crate) is_mark_accepted: bool,
     /// Whether the log is another mirror's.
     pub(crate) is_log_strange: bool,
+    /// Whether some legs may have been told of something, and others not, when the power was cut.
+    pub(crate) is_half_told: bool,
     /// Whether it is a copy that was put back; and whether its mark is another file's.
     pub(crate) is_restored: bool,
     pub(crate) is_moved: bool,
@@ -132,14 +136,17 @@ impl Stack {
         }
         let content = Content::of(number);
         let (strange_mark, newest) = Default::default();
-        let (is_log_strange, is_restored, is_moved, is_unmarked) = Default::default();
+        let (is_mark_accepted, is_log_strange, is_half_told) = Default::default();
+        let (is_restored, is_moved, is_unmarked) = Default::default();
         let bottom = Bottom {
             legs,
             log,
             content,
             epoch: 0,
             strange_mark,
+            is_mark_accepted,
             is_log_strange,
+            is_half_told,
             is_restored,
             is_moved,
             newest,

@@ -98,8 +98,10 @@ pub(super) fn change_base(life: &Life) -> bool {
     is_file_down(life) && life.stack.layers.iter().all(|layer| layer.without.is_none())
 }
 
+/// One that tells of layers that are lost, if there are any: nothing else does.
 pub(super) fn has_copy_down(life: &Life) -> bool {
-    change_base(life) && life.copy.is_some()
+    let is_lost = life.stack.layers.iter().any(|layer| layer.is_lost);
+    change_base(life) && life.copy.as_ref().is_some_and(|copy| !is_lost || copy.mark.is_some())
 }
 
 pub(super) fn be_alone(life: &Life, leg: usize) -> bool {

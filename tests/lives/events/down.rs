@@ -151,7 +151,7 @@ pub(super) fn put_copy_back(life: &mut Life) -> Outcome {
     let bottom = &mut life.stack.bottom;
     life.world.copy("copy", &bottom.legs[0].name);
     (bottom.content, bottom.legs[0].history) = (content, history);
-    bottom.is_restored = true;
+    (bottom.is_restored, bottom.is_mark_accepted) = (true, false);
     (bottom.is_unmarked, bottom.is_moved) = (mark.is_none(), mark.is_some());
     let first = life.stack.layers.first();
     bottom.strange_mark = mark.filter(|mark| first.is_none_or(|layer| layer.cow != *mark));

@@ -102,6 +102,8 @@ pub(super) fn snapshot(life: &mut Life) -> Outcome {
     let mut layer = Layer::new(cow, content.clone(), over);
     layer.without = Some(content);
     let path = life.world.shown(&layer.cow);
+    // They tell of the first one, as far as it was taken.
+    life.stack.bottom.is_unmarked &= !life.stack.layers.is_empty();
     life.stack.layers.push(layer.clone());
     match life.world.ask(&["snapshot", &path]) {
         // What a disk didn't take before it was repaired is told of now.
@@ -119,9 +121,6 @@ pub(super) fn snapshot(life: &mut Life) -> Outcome {
     life.flushed();
     layer.over = life.stack.bottom.history();
     life.stack.layers.push(layer);
-    if life.stack.layers.len() == 1 {
-        life.stack.bottom.is_unmarked = false;
-    }
     life.live_layers += 1;
     Ok(())
 }
