@@ -181,7 +181,7 @@ fn serve(cli: &Cli) -> anyhow::Result<()> {
         backing::open(&cli.backing)?;
     let nr_pages = region.nr_pages();
     let size = ByteSize(nr_pages.bytes());
-    let content = Layered { region, cows };
+    let content = Layered { region, cows, origins: overlay::origins(cli.backing.accept_base) };
     let sandbox = Arc::new(confinement::lay_out(cli, &content, &stores, &mirrors)?);
     let own = Arc::clone(&sandbox);
     vhost_pmem::confine_served_threads(move |thread| {

@@ -142,11 +142,13 @@ pub(crate) fn explain_overlay(error: InvalidSnapshot) -> anyhow::Error {
     anyhow!("{:#}{hint}", anyhow!(error))
 }
 
+/// After a refusal of a base that has changed.
+pub(crate) const HINT_BASE: &str =
+    "; bring it back as it was, or, if it is right as it is, give --accept-base";
+
 pub(crate) fn hint_overlay(error: &InvalidSnapshot) -> String {
     match error {
-        InvalidSnapshot::Base(_) => {
-            "; bring it back as it was, or, if it is right as it is, give --accept-base".to_owned()
-        }
+        InvalidSnapshot::Base(_) => HINT_BASE.to_owned(),
         InvalidSnapshot::Marked(MarkedStore { store, mark }) => format!(
             "{}; to keep an overlay over the state of the snapshot, give --accept-base",
             Changes::of(mark).advice(Path::new(store))

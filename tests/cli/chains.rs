@@ -3,6 +3,8 @@
 //! Snapshots that were open when the daemon ended: the next one finds them by their marks.
 
 use std::fs;
+use std::os::unix::fs::FileExt;
+use std::time::{Duration, UNIX_EPOCH};
 
 use rustix::process::Signal;
 
@@ -62,6 +64,27 @@ fn snapshots_of_snapshots_are_served_and_merged_after_a_restart() {
     ask(&place, "merge");
     assert_eq!(chunks(&place, "base"), [5, 2, 3]);
     assert!(!is_marked(&place) && !place.path("one").exists());
+}
+
+#[test]
+fn base_of_snapshots_that_has_changed_is_refused_until_that_is_accepted() {
+    let Some(place) = taken_twice() else { return };
+    let base = fs::File::options().write(true).open(place.path("base")).unwrap();
+    base.write_all_at(&[9; 4096], 0).unwrap();
+    base.set_modified(UNIX_EPOCH + Duration::from_secs(1_000_000_000)).unwrap();
+    place.refuses(
+        &format!("{SERVE} --log-level off"),
+        "the region can't be served: cannot open what was written since a snapshot: the file beneath \
+         isn't what it was when the changes were made: another program has written it, at \
+         2001-09-09T01:46:40Z; bring it back as it was, or, if it is right as it is, give \
+         --accept-base",
+    );
+    // That is known from then on, of each of them.
+    for accepted in [" --accept-base", ""] {
+        let mut daemon = Publisher::start(&place, &format!("{SERVE}{accepted}")).unwrap();
+        assert_eq!(chunks(&place, "window"), [9, 2, 3]);
+        assert!(daemon.signal(Signal::TERM));
+    }
 }
 
 #[test]

@@ -224,7 +224,8 @@ impl Life {
         self.believe(plan);
         self.stack.bottom.is_mark_accepted |= plan.accept;
         if self.is_orphaned(plan) {
-            self.accept();
+            // A table reads its lower COW stores only, and they can't be told then.
+            self.accept(plan.layers < 2);
         }
         (self.is_alone, self.has_replaced) = (plan.alone.is_some(), false);
         if self.is_alone {
@@ -324,12 +325,10 @@ impl Life {
     }
 
     /// The layers are over what there is now from now on.
-    fn accept(&mut self) {
+    pub(crate) fn accept(&mut self, is_told: bool) {
         let mut content = self.stack.bottom.content.clone();
         content.crashed();
         let over = self.stack.bottom.history();
-        // The lowest of several may only be read, and can't be told then.
-        let is_told = self.stack.layers.len() == 1;
         self.has_accepted = !is_told;
         for layer in &mut self.stack.layers {
             layer.content.or(&content);

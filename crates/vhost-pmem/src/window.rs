@@ -159,7 +159,7 @@ pub fn choose(region: &Region, choice: WindowChoice) -> Result<Window, InvalidWi
 
 /// How a region is to be shown with layers over it, if there are.
 pub fn choose_layered(
-    Layered { region, cows }: &Layered,
+    Layered { region, cows, .. }: &Layered,
     choice: WindowChoice,
 ) -> Result<Window, InvalidWindow> {
     match (cows.is_empty(), choice) {

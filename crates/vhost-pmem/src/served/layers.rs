@@ -15,8 +15,8 @@ use std::sync::{Arc, Mutex, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGua
 use std::time::SystemTime;
 
 use pfn_blk::{
-    Access, BioError, FileStore, InvalidPages, InvalidSnapshot, InvalidStore, NrPages, Pagemap,
-    PersistError, PfnSpace, PgoffRange, Region, Sizing, Snapshot, SnapshotUsage,
+    Access, BioError, FileStore, InvalidPages, InvalidSnapshot, InvalidStore, NrPages, Origins,
+    Pagemap, PersistError, PfnSpace, PgoffRange, Region, Sizing, Snapshot, SnapshotUsage,
 };
 use thiserror::Error;
 
@@ -148,6 +148,8 @@ pub(super) struct Layers {
     bottom: Arc<Region>,
     /// Those that a process before has left, until they are restored.
     left: Vec<PathBuf>,
+    /// What those may be over.
+    origins: Origins,
     /// Each over the one before it. Locked for writing while one comes or goes.
     stack: RwLock<Vec<Over>>,
     /// What was told last.
@@ -164,9 +166,19 @@ struct Over {
 }
 
 impl Layers {
-    /// `bottom`, without the layers in `left` as yet.
-    pub(super) fn new(bottom: Arc<Region>, left: Vec<PathBuf>) -> Self {
-        Self { bottom, left, stack: RwLock::default(), told: Mutex::default() }
+    pub(super) fn new(bottom: Arc<Region>) -> Self {
+        Self {
+            bottom,
+            left: Vec::new(),
+            origins: Origins::Same,
+            stack: RwLock::default(),
+            told: Mutex::default(),
+        }
+    }
+
+    /// The same, with the layers in `left` to [restore](Self::restore) over such origins.
+    pub(super) fn with_left(self, left: Vec<PathBuf>, origins: Origins) -> Self {
+        Self { left, origins, ..self }
     }
 
     fn stack(&self) -> RwLockReadGuard<'_, Vec<Over>> {
@@ -230,7 +242,7 @@ impl Layers {
             Err(InvalidStore::NotNew(_)) => (FileStore::open(cow, Access::ReadWrite)?, false),
             Err(error) => return Err(error.into()),
         };
-        let taken = self.put_over(cow, store, |usage| usage.used == 0);
+        let taken = self.put_over(cow, store, Origins::Same, |usage| usage.used == 0);
         if taken.is_err() && created {
             // Nobody misses it, and the next attempt can do without.
             let _ = std::fs::remove_file(cow);
@@ -243,15 +255,16 @@ impl Layers {
         let Some((last, beneath)) = self.left.split_last() else { return Ok(()) };
         for cow in beneath {
             // Marked, as its changes are in the next one.
-            self.put_over(cow, FileStore::open_origin(cow)?, |_| true)?;
+            self.put_over(cow, FileStore::open_origin(cow)?, self.origins, |_| true)?;
         }
-        self.put_over(last, FileStore::open(last, Access::ReadWrite)?, |_| true)
+        self.put_over(last, FileStore::open(last, Access::ReadWrite)?, self.origins, |_| true)
     }
 
     fn put_over(
         &self,
         cow: &Path,
         store: FileStore,
+        origins: Origins,
         is_right: impl FnOnce(SnapshotUsage) -> bool,
     ) -> Result<(), LayerError> {
         let chunk = NrPages::try_new(LAYER_CHUNK)?;
@@ -260,7 +273,7 @@ impl Layers {
         let size = self.bottom.nr_pages();
         let beneath = Arc::clone(self.top(&stack).target());
         // Which makes durable what is beneath.
-        let snapshot = Snapshot::open(beneath, Arc::clone(&store) as _, chunk, size)?;
+        let snapshot = Snapshot::open_over(origins, beneath, Arc::clone(&store) as _, chunk, size)?;
         if !is_right(snapshot.usage()) {
             return Err(LayerError::NotEmpty);
         }
@@ -359,7 +372,7 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let cow = |name| dir.path().join(name);
         let bottom = whole();
-        let layers = Layers::new(Arc::clone(&bottom), Vec::new());
+        let layers = Layers::new(Arc::clone(&bottom));
         let all = |layers: &Layers| [0, 1, 2, 9].map(|at| value(|p, b| layers.read(p, b), at));
         assert!(matches!(layers.merge(), Err(LayerError::NoLayer)));
         write(&layers, 0, 1);
@@ -386,7 +399,7 @@ mod tests {
     fn snapshot_into_a_store_with_changes_is_refused_and_keeps_it() {
         let dir = tempfile::tempdir().unwrap();
         let cow = dir.path().join("cow");
-        let layers = Layers::new(whole(), Vec::new());
+        let layers = Layers::new(whole());
         layers.take_snapshot(&cow).unwrap();
         write(&layers, 1, 1);
         layers.persist().unwrap();
@@ -405,7 +418,7 @@ mod tests {
     #[test]
     fn layers_are_told_while_one_comes_or_goes_as_they_were_before() {
         let dir = tempfile::tempdir().unwrap();
-        let layers = Layers::new(whole(), Vec::new());
+        let layers = Layers::new(whole());
         layers.take_snapshot(&dir.path().join("cow")).unwrap();
         assert_eq!(layers.told().layers.len(), 1);
         write(&layers, 1, 1);
@@ -419,7 +432,7 @@ mod tests {
     fn merge_that_fails_loses_nothing_and_may_be_repeated() {
         let dir = tempfile::tempdir().unwrap();
         let failing = Arc::default();
-        let layers = Layers::new(bottom(&failing), Vec::new());
+        let layers = Layers::new(bottom(&failing));
         layers.take_snapshot(&dir.path().join("cow")).unwrap();
         (0..PAGES).for_each(|at| write(&layers, at, at + 1));
         failing.store(true, Ordering::SeqCst);
@@ -439,7 +452,7 @@ mod tests {
     fn snapshots_taken_and_merged_under_load_are_points_in_time() {
         let dir = tempfile::tempdir().unwrap();
         let bottom = whole();
-        let layers = Layers::new(Arc::clone(&bottom), Vec::new());
+        let layers = Layers::new(Arc::clone(&bottom));
         let persisted: [AtomicU64; 4] = Default::default();
         let done = AtomicBool::new(false);
         std::thread::scope(|scope| {

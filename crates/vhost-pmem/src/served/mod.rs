@@ -41,7 +41,7 @@ use std::thread::JoinHandle;
 use std::time::Duration;
 
 use fuser::{INodeNo, Notifier};
-use pfn_blk::{Access, InvalidPages, NrPages, PfnSpace, Pgoff, Region, Store};
+use pfn_blk::{Access, InvalidPages, NrPages, Origins, PfnSpace, Pgoff, Region, Store};
 use thiserror::Error;
 
 pub use self::confinement::{ServedThread, confine_served_threads};
@@ -149,24 +149,26 @@ pub struct Layered {
     pub region: Region,
     /// Where they are kept, the first one taken first. Each is the origin of the next.
     pub cows: Vec<PathBuf>,
+    /// What they may be over.
+    pub origins: Origins,
 }
 
 impl From<Region> for Layered {
     fn from(region: Region) -> Self {
-        Self { region, cows: Vec::new() }
+        Self { region, cows: Vec::new(), origins: Origins::Same }
     }
 }
 
 /// The region of a file of `size` that a region is served through, published or not. Syncs that
 /// other processes ask for are counted.
 pub(crate) fn region(
-    Layered { region, cows }: Layered,
+    Layered { region, cows, origins }: Layered,
     size: NrPages,
     publication: Option<&Publication>,
     counters: &Arc<Counters>,
 ) -> Result<(Region, LiveLayers), ServeWindowError> {
     let region = Arc::new(region);
-    let layers = Arc::new(Layers::new(Arc::clone(&region), cows));
+    let layers = Arc::new(Layers::new(Arc::clone(&region)).with_left(cows, origins));
     let syncs = Arc::new(Syncs::new(Arc::clone(&layers), Arc::clone(counters)));
     let served = Served { layers, openings: Arc::default(), syncs };
     let Begun { files: [synced, mapped], jobs, thread } =

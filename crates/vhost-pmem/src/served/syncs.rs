@@ -142,7 +142,7 @@ mod tests {
         });
         let pagemap = PfnSpace::new().add(Box::new(store)).unwrap();
         let region = Region::try_new(Arc::clone(&pagemap) as _).unwrap();
-        let layers = Arc::new(Layers::new(Arc::new(region), Vec::new()));
+        let layers = Arc::new(Layers::new(Arc::new(region)));
         (Syncs::new(layers, Arc::new(Counters::new())), pagemap)
     }
 
