@@ -11,17 +11,17 @@ use pfn_blk::table::{
     self, Line, OpenMirror, OpenTable, OpenTableError, OpenTableErrorKind, Position,
 };
 use pfn_blk::{
-    Access, FileStore, InvalidPages, InvalidStore, NrPages, Pagemap, Region, Sizing, Snapshot,
-    Store, StoreSet, Target,
+    Access, FileStore, InvalidPages, InvalidSnapshot, InvalidStore, NrPages, Pagemap, Region,
+    Sizing, Snapshot, Store, StoreSet, Target, marked_stores,
 };
 use tracing::{info, warn};
-use vhost_pmem::{Device, InvalidWindow, Layered, Publish, Window, check_size};
+use vhost_pmem::{Device, InvalidWindow, LayerError, Layered, Publish, Window, check_size};
 
 use crate::chain;
 use crate::cli::{BackingArgs, WindowArg};
 use crate::image;
 use crate::marks::{self, Changes};
-use crate::overlay::{self, hint_overlay, origins};
+use crate::overlay::{self, HINT_BASE, hint_overlay, origins};
 use crate::size::ByteSize;
 use crate::user::User;
 
@@ -122,7 +122,11 @@ fn open_alone(path: &Path, args: &BackingArgs) -> anyhow::Result<Backing> {
         None => set.add(open_file(path, args)?).with_context(context)?,
     };
     let stores = set.stores().map(Arc::clone).collect();
-    let cows = chain::find(set.marked(), Some(path)).with_context(context)?;
+    let cows = match args.read_only {
+        // In the state of its snapshot.
+        true => Vec::new(),
+        false => chain::find(&marked_stores(&*target)?, Some(path)).with_context(context)?,
+    };
     let region = Region::try_new(target)?;
     Ok(Backing { region, stores, mirrors: Vec::new(), snapshots: Vec::new(), overlay, cows })
 }
@@ -222,9 +226,9 @@ pub(crate) fn open_table(path: &Path, set: StoreSet) -> anyhow::Result<OpenedTab
         let mut set = set.taking_marked();
         let OpenTable { table, mirrors, snapshots } =
             set.open_table(&lines).map_err(|error| explain_table(&error))?;
+        let cows = chain::find(&marked_stores(&table)?, None)?;
         let region = Region::try_new(Arc::new(table))?;
         let stores = set.stores().map(Arc::clone).collect();
-        let cows = chain::find(set.marked(), None)?;
         let backing = Backing { region, stores, mirrors, snapshots, overlay: None, cows };
         anyhow::Ok(OpenedTable { lines, backing })
     };
@@ -311,6 +315,11 @@ pub(crate) fn warn_of_size(window: &Window, region: NrPages) {
     }
 }
 
+/// Whether a layer isn't over what it was made for.
+fn is_base_changed(cause: &(dyn std::error::Error + 'static)) -> bool {
+    matches!(cause.downcast_ref(), Some(LayerError::Snapshot(InvalidSnapshot::Base(_))))
+}
+
 /// Adds to a refusal what the user can do about it, to the file or else the table.
 pub(crate) fn explain(error: InvalidWindow, is_file: bool) -> anyhow::Error {
     let hint = match (&error, is_file) {
@@ -336,6 +345,7 @@ pub(crate) fn explain(error: InvalidWindow, is_file: bool) -> anyhow::Error {
             | InvalidWindow::Misaligned { .. },
             _,
         ) => "; give --window served".to_owned(),
+        _ if Chain::new(&error).any(is_base_changed) => HINT_BASE.to_owned(),
         _ => String::new(),
     };
     anyhow!("{:#}{hint}", anyhow!(error))

@@ -467,6 +467,31 @@ fn leg_that_is_behind_does_not_tell_of_snapshots() {
     end(daemon);
 }
 
+/// It has the mark of a snapshot whose changes were given up without it, and these are back, too.
+#[test]
+fn changes_that_were_given_up_while_a_leg_was_away_stay_so() {
+    let place = Place::new();
+    let Some(daemon) = mirror(&place, LOGS[0]) else { return };
+    ask(&place, "snapshot @/cow");
+    flush(&place, 2);
+    end(daemon);
+    take_away(&place, "b");
+    assert!(place.run("unmark @/a").status.success());
+    let daemon = restart(&place);
+    assert_eq!(first(&place, "window"), 1);
+    flush(&place, 3);
+    end(daemon);
+    fs::rename(place.path("elsewhere"), place.path("b")).unwrap();
+    let daemon = restart(&place);
+    assert_eq!(first(&place, "window"), 3);
+    ask(&place, "resync");
+    end(daemon);
+    take_away(&place, "a");
+    let daemon = restart(&place);
+    assert_eq!(first(&place, "window"), 3);
+    end(daemon);
+}
+
 #[test]
 fn leg_whose_changes_are_given_up_is_still_believed() {
     let place = Place::new();

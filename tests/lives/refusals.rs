@@ -5,7 +5,7 @@
 use std::path::Path;
 
 use crate::life::{Life, Outcome};
-use crate::stack::{Expected, Leg, Plan, Stack, State};
+use crate::stack::{Expected, Leg, Plan, Stack};
 use crate::world::BYTES;
 
 /// Something that the daemon says instead of serving.
@@ -32,7 +32,6 @@ const REFUSALS: &[Refusal] = &[
             plan.layers < life.stack.layers.len()
                 || life.stack.bottom.strange_mark.is_some()
                 || any_layer_is_lost(life)
-                || any_leg_is_behind(life)
                 || life.stack.bottom.is_moved
         },
         ways_out: &[
@@ -55,12 +54,6 @@ const REFUSALS: &[Refusal] = &[
                 named: &["vhost-pmemd unmark"],
                 can: |life, _| life.stack.bottom.is_moved || !are_layers_there(life),
                 go: give_layers_up,
-            },
-            // Of a leg that was away when a snapshot was forgotten.
-            WayOut {
-                named: &["vhost-pmemd unmark"],
-                can: |life, _| are_layers_there_or_none(life) && any_leg_is_behind(life),
-                go: give_marked_leg_up,
             },
         ],
     },
@@ -135,22 +128,6 @@ const REFUSALS: &[Refusal] = &[
     },
 ];
 
-/// Where what is said isn't what it should be yet.
-const OPEN: &[Refusal] = &[
-    // Nothing is said of --accept-base, which does nothing where no overlay is named.
-    Refusal {
-        says: "cannot open what was written since a snapshot: the file beneath isn't what it was",
-        agrees: |life, plan, _| life.is_orphaned(plan),
-        ways_out: &[WayOut { named: &[], can: always, go: name_layers_and_accept }],
-    },
-    // A leg that is behind counts with its mark.
-    Refusal {
-        says: "has its changes since a snapshot in",
-        agrees: |life, _, _| any_leg_is_behind(life),
-        ways_out: &[WayOut { named: &[], can: always, go: replace_legs_behind }],
-    },
-];
-
 fn always(_: &Life, _: &Plan) -> bool {
     true
 }
@@ -170,10 +147,6 @@ fn are_layers_there(life: &Life) -> bool {
     !life.stack.layers.is_empty()
         && !any_layer_is_lost(life)
         && life.stack.bottom.strange_mark.is_none()
-}
-
-fn are_layers_there_or_none(life: &Life) -> bool {
-    life.stack.layers.is_empty() || are_layers_there(life)
 }
 
 fn can_merge(life: &Life, _: &Plan) -> bool {
@@ -243,11 +216,9 @@ fn give_layers_up(life: &mut Life, plan: &mut Plan, text: &str) -> Outcome {
     Ok(())
 }
 
-/// The marks of the other legs and of the log lead nowhere now, too, and would be refused one after
-/// another.
+/// The marks of the other legs lead nowhere now, too, and would be refused one after another.
 fn unmark_other_legs(life: &mut Life) -> Outcome {
-    let legs = life.stack.bottom.legs.iter().map(|leg| leg.name.clone());
-    let names: Vec<_> = legs.chain(["log".to_owned()]).collect();
+    let names: Vec<_> = life.stack.bottom.legs.iter().map(|leg| leg.name.clone()).collect();
     for name in names.iter().flat_map(|name| [name.clone(), format!("{name}.away")]) {
         if life.world.has(&name) && is_marked(&life.world.path(&name)) {
             let path = life.world.shown(&name);
@@ -296,41 +267,6 @@ fn is_newest_away(life: &Life, plan: &Plan) -> bool {
         (Expected::Nothing, _) => true,
         _ => false,
     }
-}
-
-fn any_leg_is_behind(life: &Life) -> bool {
-    life.stack.bottom.legs.iter().any(|leg| leg.is != State::Current)
-}
-
-/// The leg that is named.
-fn give_marked_leg_up(life: &mut Life, _: &mut Plan, text: &str) -> Outcome {
-    let path = run_unmark(life, text)?;
-    if life.world.path("log") == Path::new(&path) {
-        return Ok(());
-    }
-    let is_it = |leg: &&mut Leg| life.world.path(&leg.name) == Path::new(&path);
-    let leg = life.stack.bottom.legs.iter_mut().find(is_it).ok_or("it is no leg")?;
-    // What it is otherwise its label says still.
-    match leg.is {
-        State::Current => Err(format!("{path} has everything, and is to be unmarked")),
-        _ => Ok(()),
-    }
-}
-
-fn name_layers_and_accept(life: &mut Life, plan: &mut Plan, _: &str) -> Outcome {
-    plan.layers = life.stack.layers.len();
-    plan.accept = true;
-    Ok(())
-}
-
-fn replace_legs_behind(life: &mut Life, _: &mut Plan, _: &str) -> Outcome {
-    life.make_durable();
-    for leg in life.stack.bottom.legs.iter_mut().filter(|leg| leg.is != State::Current) {
-        life.world.make_blank(&leg.name, BYTES);
-        (leg.is, leg.history, leg.is_copy) = (State::Blank, Vec::new(), false);
-    }
-    life.note("the legs that are behind are replaced");
-    Ok(())
 }
 
 fn bring_legs_back(life: &mut Life, _: &mut Plan, _: &str) -> Outcome {
@@ -400,8 +336,7 @@ fn give_leg_up(life: &mut Life, plan: &mut Plan, text: &str) -> Outcome {
 pub(crate) fn follow(life: &mut Life, plan: &mut Plan, text: &str) -> Outcome {
     let said = text.lines().last().unwrap_or_default().to_owned();
     life.note(format!("refused: {said}"));
-    let Some(refusal) = OPEN.iter().chain(REFUSALS).find(|refusal| text.contains(refusal.says))
-    else {
+    let Some(refusal) = REFUSALS.iter().find(|refusal| text.contains(refusal.says)) else {
         return Err(format!("a refusal that the test doesn't know: {text}"));
     };
     if !(refusal.agrees)(life, plan, text) {

@@ -121,5 +121,5 @@ pub use target::{
     BaseChange, CowFile, ErrorTarget, InSync, InvalidLinear, InvalidMetadata, InvalidMirror,
     InvalidSnapshot, InvalidStriped, LegState, Linear, MarkedStore, Mirror, MirrorLog,
     MirrorStatus, Origins, ReplaceError, Snapshot, SnapshotUsage, Striped, Target, ZeroTarget,
-    leave_mirrors,
+    leave_mirrors, marked_stores,
 };

@@ -20,8 +20,8 @@ use crate::pagemap::Pagemap;
 use crate::space::PfnSpace;
 use crate::store::{Access, FileStore, InvalidStore, Store, origin_mark};
 use crate::target::{
-    ErrorTarget, InvalidLinear, InvalidMirror, InvalidSnapshot, InvalidStriped, Linear,
-    MarkedStore, Mirror, MirrorLog, Origins, Snapshot, Striped, Target, ZeroTarget,
+    ErrorTarget, InvalidLinear, InvalidMirror, InvalidSnapshot, InvalidStriped, Linear, Mirror,
+    MirrorLog, Origins, Snapshot, Striped, Target, ZeroTarget,
 };
 
 /// Tables of tables may be this deep.
@@ -115,8 +115,8 @@ pub struct StoreSet {
     /// By device and inode: two names of one file are one store.
     files: HashMap<(u64, u64), Arc<Pagemap>>,
     origins: Origins,
-    /// Files to be written that are marked as origins; none where those are refused.
-    marked: Option<Vec<MarkedStore>>,
+    /// Whether files to be written that are marked as origins are opened also.
+    takes_marked: bool,
     is_only_looked_at: bool,
 }
 
@@ -161,21 +161,16 @@ impl StoreSet {
     }
 
     /// The set, with files to be written that are marked as origins opened also: for a caller who
-    /// puts their changes over them.
+    /// puts their changes over them, as [`marked_stores`](crate::marked_stores) tells.
     #[must_use]
     pub fn taking_marked(self) -> Self {
-        Self { marked: Some(Vec::new()), ..self }
+        Self { takes_marked: true, ..self }
     }
 
     /// The set, for a caller who writes to nothing: COW stores that are kept over its files stay good.
     #[must_use]
     pub fn only_looked_at(self) -> Self {
         Self { is_only_looked_at: true, ..self }
-    }
-
-    /// Those that were opened.
-    pub fn marked(&self) -> &[MarkedStore] {
-        self.marked.as_deref().unwrap_or_default()
     }
 
     /// The pfns of the stores.
@@ -206,13 +201,9 @@ impl StoreSet {
             Access::ReadWrite if self.is_only_looked_at => open_unmarked(path),
             access => FileStore::open(path, access),
         };
-        match (opened, &mut self.marked) {
-            (Err(InvalidStore::Origin(mark)), Some(marked)) => {
-                let store = FileStore::open_origin(path)?;
-                marked.push(MarkedStore { store: path.display().to_string(), mark });
-                Ok(store)
-            }
-            (opened, _) => opened,
+        match opened {
+            Err(InvalidStore::Origin(_)) if self.takes_marked => FileStore::open_origin(path),
+            opened => opened,
         }
     }
 

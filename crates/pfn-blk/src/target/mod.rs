@@ -19,6 +19,7 @@ pub use self::mirror::{
 };
 pub use self::snapshot::{
     BaseChange, CowFile, InvalidSnapshot, MarkedStore, Origins, Snapshot, SnapshotUsage,
+    marked_stores,
 };
 pub use self::striped::{InvalidStriped, Striped};
 use crate::bio::{BioError, BioVec};

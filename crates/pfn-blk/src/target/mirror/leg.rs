@@ -63,6 +63,11 @@ impl Leg {
         &self.place
     }
 
+    /// Whether its stores can be marked.
+    pub(super) fn has_attributes(&self) -> bool {
+        matches!(self.place, Place::Stores(_))
+    }
+
     /// How an operator knows it.
     pub(super) fn name(&self) -> &str {
         &self.name
@@ -100,6 +105,19 @@ impl Leg {
             }
         }
         Ok(None)
+    }
+
+    /// Takes the marks of its stores away, but for that which `source` has.
+    pub(super) fn forget_marks_but(&self, source: Option<&Pagemap>) -> Result<(), BioError> {
+        let kept = source.map(own_mark).transpose()?.flatten();
+        for pagemap in self.stores() {
+            let mark = own_mark(&pagemap)?;
+            if mark.is_none() || mark != kept {
+                unmark_origin(pagemap.store().fd())
+                    .map_err(|source| attribute_error(&pagemap, Direction::Write, source))?;
+            }
+        }
+        Ok(())
     }
 
     /// Marks those of its stores as `source` is that have no mark of their own.

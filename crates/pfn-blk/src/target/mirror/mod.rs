@@ -551,11 +551,13 @@ impl Target for Mirror {
     fn stores<'a>(&'a self, _visit: &mut dyn FnMut(&'a Pagemap)) {}
 
     fn markable(&self, visit: &mut dyn FnMut(&Pagemap)) {
-        // One that is behind may have missed a mark, or that it was taken away.
-        let behind = self.states().behind();
-        let legs = self.legs();
-        let whole = legs.iter().enumerate().filter(|(leg, _)| behind & bit(*leg) == 0);
-        whole.for_each(|(_, leg)| leg.pages().markable(visit));
+        // One that is behind may have missed a mark, or that it was taken away. It's all there is to know
+        // where the others have none, as block devices.
+        let (all, behind) = (self.legs(), self.states().behind());
+        let whole = all.iter().enumerate().filter(|(leg, _)| behind & bit(*leg) == 0);
+        let whole: Vec<_> = whole.map(|(_, leg)| Arc::clone(leg)).collect();
+        let legs = if whole.iter().any(|leg| leg.has_attributes()) { whole } else { all };
+        legs.iter().for_each(|leg| leg.pages().markable(visit));
     }
 }
 

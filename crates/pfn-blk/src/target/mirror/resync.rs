@@ -84,12 +84,16 @@ impl Mirror {
             let legs = self.legs().into_iter().enumerate();
             legs.filter(move |(leg, _)| mask & bit(*leg) != 0).map(|(_, leg)| leg)
         };
-        for from in of(!self.states().behind()) {
-            if let Some(source) = from.origin()? {
-                return of(legs).try_for_each(|leg| leg.mark_as(&source));
-            }
+        let behind = self.states().behind();
+        let mut source = None;
+        for from in of(!behind) {
+            source = source.map_or_else(|| from.origin(), |source| Ok(Some(source)))?;
         }
-        Ok(())
+        if of(!behind).any(|leg| leg.has_attributes()) {
+            // What they say is of before they were left behind.
+            of(legs & behind).try_for_each(|leg| leg.forget_marks_but(source.as_deref()))?;
+        }
+        source.map_or(Ok(()), |source| of(legs).try_for_each(|leg| leg.mark_as(&source)))
     }
 
     /// The legs that were dropped are written again. Before they are, it is written down what they

@@ -13,6 +13,7 @@ use humantime::format_rfc3339_seconds;
 use rustix::fs::fstat;
 use thiserror::Error;
 
+use super::InvalidSnapshot;
 use crate::page::PAGE_SIZE;
 use crate::pagemap::Pagemap;
 use crate::store::generation::{self, Content};
@@ -180,14 +181,25 @@ pub(super) fn outlives(target: &dyn Target) -> Result<bool, NotTold> {
 
 /// The first store of `target` that is marked as an origin.
 pub(super) fn marked(target: &dyn Target) -> Result<Option<MarkedStore>, NotTold> {
-    let mut found = Ok(None);
+    Ok(all_marked(target)?.into_iter().next())
+}
+
+fn all_marked(target: &dyn Target) -> Result<Vec<MarkedStore>, NotTold> {
+    let mut found: Result<Vec<MarkedStore>, NotTold> = Ok(Vec::new());
     target.markable(&mut |pagemap| {
-        if let Ok(None) = found {
-            let store = pagemap.store();
-            let mark = origin_mark(store.fd()).map_err(NotTold::by(store));
-            let marked = |mark| MarkedStore { store: store.name().to_owned(), mark };
-            found = mark.map(|mark| mark.map(marked));
+        let Ok(marked) = &mut found else { return };
+        let store = pagemap.store();
+        match origin_mark(store.fd()) {
+            Ok(Some(mark)) => marked.push(MarkedStore { store: store.name().to_owned(), mark }),
+            Ok(None) => {}
+            Err(error) => found = Err(NotTold::by(store)(error)),
         }
     });
     found
+}
+
+/// The stores of `target` that are marked as origins. Of a mirror's legs only those that have everything
+/// count, if they can be marked at all: another may have missed that a mark was taken away.
+pub fn marked_stores(target: &dyn Target) -> Result<Vec<MarkedStore>, InvalidSnapshot> {
+    Ok(all_marked(target)?)
 }

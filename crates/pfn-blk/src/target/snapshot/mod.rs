@@ -12,7 +12,7 @@ mod map;
 use std::io;
 use std::sync::{Arc, Mutex, PoisonError, RwLock};
 
-pub use self::base::{BaseChange, MarkedStore};
+pub use self::base::{BaseChange, MarkedStore, marked_stores};
 use self::base::{Found, NotTold};
 use self::commit::{Committed, not_updated};
 pub use self::error::InvalidSnapshot;
