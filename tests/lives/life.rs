@@ -2,6 +2,8 @@
 
 //! A life: files, the daemon that serves them again and again, and what becomes of both.
 
+use std::ops::Range;
+
 use guest_harness::{Fault, Random, VolatileDisks};
 
 use serde_json::Value;
@@ -533,9 +535,10 @@ impl Life {
         }
     }
 
-    /// The device is about to hold something new.
-    pub(crate) fn will_change(&mut self) {
-        self.stack.layers.last_mut().into_iter().for_each(|layer| layer.is_written = true);
+    /// These pages were written, as far as it is known to have worked.
+    pub(crate) fn changed(&mut self, mut pages: Range<usize>, number: Number) {
+        let is_new = pages.any(|page| self.stack.content().page(page) == Some(number));
+        self.stack.layers.last_mut().into_iter().for_each(|layer| layer.is_written |= is_new);
     }
 
     /// The device is about to be written.

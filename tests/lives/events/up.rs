@@ -23,11 +23,11 @@ pub(super) fn pages(life: &mut Life) -> Range<usize> {
 }
 
 pub(super) fn write(life: &mut Life) -> Outcome {
-    let number = life.new_number();
-    life.will_change();
-    for page in pages(life) {
+    let (number, pages) = (life.new_number(), pages(life));
+    for page in pages.clone() {
         write_page(life, page, number)?;
     }
+    life.changed(pages, number);
     Ok(())
 }
 
@@ -46,10 +46,9 @@ pub(super) fn write_page(life: &mut Life, page: usize, number: model::Number) ->
 
 /// As a guest does, who learns of what went wrong when it flushes.
 pub(super) fn store(life: &mut Life) -> Outcome {
-    let number = life.new_number();
-    life.will_change();
+    let (number, pages) = (life.new_number(), pages(life));
     life.will_write();
-    for page in pages(life) {
+    for page in pages.clone() {
         life.stack.content().write(page, number);
         let window = life.window.as_ref().expect("a window");
         match window.store(page, &model::bytes(number, page)) {
@@ -58,6 +57,7 @@ pub(super) fn store(life: &mut Life) -> Outcome {
             Err(error) => return Err(format!("a store failed, and nothing is wrong: {error}")),
         }
     }
+    life.changed(pages, number);
     Ok(())
 }
 
