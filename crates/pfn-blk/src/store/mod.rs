@@ -8,6 +8,7 @@ pub(crate) mod generation;
 mod hooked;
 mod id;
 mod memory;
+mod opening;
 mod origin;
 mod prefetch;
 mod records;

@@ -5,6 +5,7 @@
 mod hint;
 mod open;
 mod pieces;
+mod stores;
 mod text;
 mod words;
 
@@ -12,9 +13,8 @@ use std::sync::Arc;
 
 use thiserror::Error;
 
-pub use self::open::{
-    OpenLeg, OpenMirror, OpenTable, OpenTableError, OpenTableErrorKind, StoreSet,
-};
+pub use self::open::{OpenLeg, OpenMirror, OpenTable, OpenTableError, OpenTableErrorKind};
+pub use self::stores::StoreSet;
 pub use self::text::{
     DeviceSpec, Line, LogSpec, ParseTableError, ParseTableErrorKind, TargetSpec, parse,
 };
