@@ -12,6 +12,7 @@ mod lifetimes;
 #[path = "../../../../tests/guest/loop_device.rs"]
 mod loop_device;
 mod mirror;
+mod mirror_files;
 mod mirror_legs;
 mod mirror_lives;
 mod mirror_log;

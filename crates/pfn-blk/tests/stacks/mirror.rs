@@ -11,7 +11,7 @@ use std::time::Duration;
 
 use pfn_blk::LegState::{Failed, Healthy, Recovering};
 use pfn_blk::{
-    Access, BioError, FileStore, HookedStore, InSync, InvalidMirror, LegState, MemoryStore, Mirror,
+    BioError, FileStore, HookedStore, InSync, InvalidMirror, LegState, MemoryStore, Mirror,
     MirrorLog, Pagemap, PfnSpace, Pgoff, Region, ReplaceError, StoreOperation, Target,
 };
 
@@ -71,7 +71,7 @@ impl Control {
         is_done
     }
 
-    fn take_written(&self) -> Vec<u64> {
+    pub(crate) fn take_written(&self) -> Vec<u64> {
         std::mem::take(&mut self.written.lock().unwrap())
     }
 
@@ -135,11 +135,11 @@ impl Parts {
         self.try_open(in_sync).unwrap()
     }
 
-    fn controls(&self) -> [&Control; 2] {
+    pub(crate) fn controls(&self) -> [&Control; 2] {
         [&self.legs[0].control, &self.legs[1].control]
     }
 
-    fn legs_are_equal(&self) -> bool {
+    pub(crate) fn legs_are_equal(&self) -> bool {
         read(&*self.legs[0].pagemap) == read(&*self.legs[1].pagemap)
     }
 }
@@ -152,7 +152,7 @@ pub(crate) fn write(region: &Region, page: u64, byte: u8) -> Result<(), BioError
     region.write(range(page, 1), &fill(&[byte]))
 }
 
-fn read_page(region: &Region, page: u64) -> Result<u8, BioError> {
+pub(crate) fn read_page(region: &Region, page: u64) -> Result<u8, BioError> {
     let mut bytes = vec![0; 4096];
     region.read(range(page, 1), &mut bytes)?;
     Ok(bytes[0])
@@ -492,58 +492,6 @@ fn leg_that_may_hold_something_else_is_not_read() {
 }
 
 #[test]
-fn log_knows_what_was_written_when_the_process_ended() {
-    let parts = Parts::new();
-    let [_, two] = parts.controls();
-    let (mirror, region) = parts.open(InSync::Yes);
-    write(&region, 1, 1).unwrap();
-    write(&region, 15, 1).unwrap();
-    drop((mirror, region));
-    two.take_written();
-    let (mirror, region) = parts.open(InSync::AsLogged);
-    assert_eq!(mirror.status().stale, 2);
-    mirror.resync().unwrap();
-    // All that was written had reached both.
-    assert!(two.take_written().is_empty());
-    // Regions that are left alone are forgotten some persists later.
-    (0..3).for_each(|_| region.persist(region.pages()).unwrap());
-    drop((mirror, region));
-    let (mirror, _) = parts.open(InSync::AsLogged);
-    assert_eq!((mirror.status().stale, states(&mirror)), (0, vec![Healthy, Healthy]));
-}
-
-#[test]
-fn sync_of_a_known_mirror_copies_everything() {
-    let parts = Parts::new();
-    let (mirror, region) = parts.open(InSync::Yes);
-    write(&region, 1, 1).unwrap();
-    drop((mirror, region));
-    let (mirror, _) = parts.open(InSync::No);
-    assert_eq!(mirror.status().stale, 8);
-    drop(mirror);
-    // A log that is there is believed.
-    let (mirror, _) = parts.open(InSync::Yes);
-    assert_eq!(mirror.status().stale, 1);
-}
-
-#[test]
-fn log_that_can_not_be_written_fails_writes_and_not_reads() {
-    let parts = Parts::new();
-    let (mirror, region) = parts.open(InSync::Yes);
-    write(&region, 0, 1).unwrap();
-    parts.log.control.set_broken(true);
-    // Known to be written to.
-    write(&region, 0, 2).unwrap();
-    write(&region, 8, 3).unwrap_err();
-    assert_eq!((read_page(&region, 0).unwrap(), read_page(&region, 8).unwrap()), (2, 0));
-    // What it says now isn't known.
-    parts.log.control.set_broken(false);
-    write(&region, 8, 3).unwrap_err();
-    assert_eq!(states(&mirror), [Healthy, Healthy]);
-    assert!(mirror.log_failure().is_some());
-}
-
-#[test]
 fn mirror_has_its_legs_and_its_log_to_itself() {
     let parts = Parts::new();
     let (mirror, region) = parts.open(InSync::Yes);
@@ -555,40 +503,6 @@ fn mirror_has_its_legs_and_its_log_to_itself() {
     drop((mirror, region));
     Region::try_new(Arc::clone(&parts.log.pagemap) as Arc<dyn Target>).unwrap();
     parts.open(InSync::Yes);
-}
-
-#[test]
-fn read_only_mirror_is_read_and_its_log_left_alone() {
-    let dir = tempfile::tempdir().unwrap();
-    let path = |name| dir.path().join(name);
-    let open = |access| {
-        let mut space = PfnSpace::new();
-        let mut part = |name| {
-            let store = FileStore::open(&path(name), access).unwrap();
-            space.add(Box::new(store)).unwrap() as Arc<dyn Target>
-        };
-        let legs = vec![(part("one"), Pgoff::ZERO), (part("two"), Pgoff::ZERO)];
-        let (region, in_sync) = (nr_pages(1), InSync::AsLogged);
-        let log = MirrorLog { device: Some(part("log")), region, in_sync };
-        let mirror = Arc::new(Mirror::open(legs, log, nr_pages(2)).unwrap());
-        (Region::try_new(Arc::clone(&mirror) as Arc<dyn Target>).unwrap(), mirror)
-    };
-    for name in ["one", "two", "log"] {
-        std::fs::write(path(name), [0; 8192]).unwrap();
-    }
-    let (region, _) = open(Access::ReadWrite);
-    write(&region, 1, 5).unwrap();
-    drop(region);
-    let before = std::fs::read(path("log")).unwrap();
-
-    let (region, mirror) = open(Access::ReadOnly);
-    assert_eq!(region.access(), Access::ReadOnly);
-    assert_eq!(read_page(&region, 1).unwrap(), 5);
-    region.persist(region.pages()).unwrap();
-    assert!(matches!(mirror.resync(), Err(BioError::ReadOnly { .. })));
-    write(&region, 1, 6).unwrap_err();
-    assert_eq!(states(&mirror), [Healthy, Recovering]);
-    assert_eq!(std::fs::read(path("log")).unwrap(), before);
 }
 
 #[test]

@@ -1,16 +1,105 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
 
-//! Logs of mirrors that are another's, or damaged.
+//! Logs of mirrors: what they know, and those that can't be written, are another's, or damaged.
 
 use std::sync::Arc;
 
 use pfn_blk::LegState::{Healthy, Recovering};
-use pfn_blk::{InSync, InvalidMetadata, InvalidMirror, Mirror, MirrorLog, Pgoff, Region, Target};
+use pfn_blk::{
+    Access, BioError, FileStore, InSync, InvalidMetadata, InvalidMirror, Mirror, MirrorLog,
+    PfnSpace, Pgoff, Region, Target,
+};
 use proptest::prelude::*;
 use proptest::sample::Index;
 
-use crate::mirror::{LEG_PAGES, Part, Parts, REGION, states, write};
+use crate::mirror::{LEG_PAGES, Part, Parts, REGION, read_page, states, write};
 use crate::stack::{nr_pages, read};
+
+#[test]
+fn log_knows_what_was_written_when_the_process_ended() {
+    let parts = Parts::new();
+    let [_, two] = parts.controls();
+    let (mirror, region) = parts.open(InSync::Yes);
+    write(&region, 1, 1).unwrap();
+    write(&region, 15, 1).unwrap();
+    drop((mirror, region));
+    two.take_written();
+    let (mirror, region) = parts.open(InSync::AsLogged);
+    assert_eq!(mirror.status().stale, 2);
+    mirror.resync().unwrap();
+    // All that was written had reached both.
+    assert!(two.take_written().is_empty());
+    // Regions that are left alone are forgotten some persists later.
+    (0..3).for_each(|_| region.persist(region.pages()).unwrap());
+    drop((mirror, region));
+    let (mirror, _) = parts.open(InSync::AsLogged);
+    assert_eq!((mirror.status().stale, states(&mirror)), (0, vec![Healthy, Healthy]));
+}
+
+#[test]
+fn sync_of_a_known_mirror_copies_everything() {
+    let parts = Parts::new();
+    let (mirror, region) = parts.open(InSync::Yes);
+    write(&region, 1, 1).unwrap();
+    drop((mirror, region));
+    let (mirror, _) = parts.open(InSync::No);
+    assert_eq!(mirror.status().stale, 8);
+    drop(mirror);
+    // A log that is there is believed.
+    let (mirror, _) = parts.open(InSync::Yes);
+    assert_eq!(mirror.status().stale, 1);
+}
+
+#[test]
+fn log_that_can_not_be_written_fails_writes_and_not_reads() {
+    let parts = Parts::new();
+    let (mirror, region) = parts.open(InSync::Yes);
+    write(&region, 0, 1).unwrap();
+    parts.log.control.set_broken(true);
+    // Known to be written to.
+    write(&region, 0, 2).unwrap();
+    write(&region, 8, 3).unwrap_err();
+    assert_eq!((read_page(&region, 0).unwrap(), read_page(&region, 8).unwrap()), (2, 0));
+    // What it says now isn't known.
+    parts.log.control.set_broken(false);
+    write(&region, 8, 3).unwrap_err();
+    assert_eq!(states(&mirror), [Healthy, Healthy]);
+    assert!(mirror.log_failure().is_some());
+}
+
+#[test]
+fn read_only_mirror_is_read_and_its_log_left_alone() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = |name| dir.path().join(name);
+    let open = |access| {
+        let mut space = PfnSpace::new();
+        let mut part = |name| {
+            let store = FileStore::open(&path(name), access).unwrap();
+            space.add(Box::new(store)).unwrap() as Arc<dyn Target>
+        };
+        let legs = vec![(part("one"), Pgoff::ZERO), (part("two"), Pgoff::ZERO)];
+        let (region, in_sync) = (nr_pages(1), InSync::AsLogged);
+        let log = MirrorLog { device: Some(part("log")), region, in_sync };
+        let mirror = Arc::new(Mirror::open(legs, log, nr_pages(2)).unwrap());
+        (Region::try_new(Arc::clone(&mirror) as Arc<dyn Target>).unwrap(), mirror)
+    };
+    for name in ["one", "two", "log"] {
+        std::fs::write(path(name), [0; 8192]).unwrap();
+    }
+    let (region, _) = open(Access::ReadWrite);
+    write(&region, 1, 5).unwrap();
+    drop(region);
+    let before = std::fs::read(path("log")).unwrap();
+
+    let (region, mirror) = open(Access::ReadOnly);
+    assert_eq!(region.access(), Access::ReadOnly);
+    assert_eq!(read_page(&region, 1).unwrap(), 5);
+    region.persist(region.pages()).unwrap();
+    assert!(matches!(mirror.resync(), Err(BioError::ReadOnly { .. })));
+    write(&region, 1, 6).unwrap_err();
+    assert_eq!(states(&mirror), [Healthy, Recovering]);
+    assert_eq!(std::fs::read(path("log")).unwrap(), before);
+}
 
 #[test]
 fn log_of_another_mirror_is_refused() {
