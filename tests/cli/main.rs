@@ -11,6 +11,7 @@ mod documents;
 mod fsync;
 mod load;
 mod log;
+mod mirror_changes;
 mod mirrors;
 mod overlays;
 mod prefetch;

@@ -12,15 +12,15 @@ use crate::Place;
 use crate::control::ask;
 use crate::publish::Publisher;
 
-const SIZE: u64 = 1 << 20;
-const LEGS: [&str; 2] = ["a", "b"];
-const SERVE: &str = "--publish @/window --table @/table --control @/control";
+pub(crate) const SIZE: u64 = 1 << 20;
+pub(crate) const LEGS: [&str; 2] = ["a", "b"];
+pub(crate) const SERVE: &str = "--publish @/window --table @/table --control @/control";
 
 /// The log's words, for each kind of it.
-const LOGS: [&str; 2] = ["core 1 64", "disk 2 @/log 64"];
+pub(crate) const LOGS: [&str; 2] = ["core 1 64", "disk 2 @/log 64"];
 
 /// A mirror that has a log of this kind, and that was written to: a 1 is flushed.
-fn mirror(place: &Place, log: &str) -> Option<Publisher> {
+pub(crate) fn mirror(place: &Place, log: &str) -> Option<Publisher> {
     for leg in LEGS {
         File::create(place.path(leg)).unwrap().set_len(SIZE).unwrap();
     }
@@ -37,30 +37,30 @@ fn table(place: &Place, log: &str) {
     fs::write(place.path("table"), place.expand(&line)).unwrap();
 }
 
-fn restart(place: &Place) -> Publisher {
+pub(crate) fn restart(place: &Place) -> Publisher {
     Publisher::start(place, SERVE).unwrap()
 }
 
 /// Writes to the first page, and has it be acknowledged.
-fn flush(place: &Place, byte: u8) {
+pub(crate) fn flush(place: &Place, byte: u8) {
     let window = File::options().write(true).open(place.path("window")).unwrap();
     window.write_all_at(&[byte; 4096], 0).unwrap();
     window.sync_data().unwrap();
 }
 
 /// What a file begins with.
-fn first(place: &Place, name: &str) -> u8 {
+pub(crate) fn first(place: &Place, name: &str) -> u8 {
     let mut bytes = [0; 4096];
     File::open(place.path(name)).unwrap().read_exact_at(&mut bytes, 0).unwrap();
     bytes[0]
 }
 
-fn end(mut daemon: Publisher) {
+pub(crate) fn end(mut daemon: Publisher) {
     assert!(daemon.signal(Signal::TERM));
 }
 
 /// Takes the leg away, as a disk that is pulled: the file isn't where it was.
-fn take_away(place: &Place, leg: &str) {
+pub(crate) fn take_away(place: &Place, leg: &str) {
     fs::rename(place.path(leg), place.path("elsewhere")).unwrap();
 }
 
@@ -334,188 +334,6 @@ fn leg_that_two_mirrors_share_is_replaced_in_both() {
     assert_eq!(pages("new"), [1, 2]);
     drop(window);
     end(daemon);
-}
-
-#[test]
-fn leg_that_was_replaced_before_or_after_a_snapshot_is_marked_until_it_is_merged() {
-    for is_before in [true, false] {
-        let place = Place::new();
-        let Some(daemon) = mirror(&place, LOGS[0]) else { return };
-        File::create(place.path("new")).unwrap().set_len(SIZE).unwrap();
-        let commands = ["replace @/b @/new", "snapshot @/cow"];
-        let order = if is_before { [0, 1] } else { [1, 0] };
-        for command in order {
-            ask(&place, commands[command]);
-        }
-        flush(&place, 2);
-        end(daemon);
-        // Nothing tells whether it had everything when the snapshot was taken.
-        let refused = place.run("--publish @/window --file @/new --log-level off");
-        let said = String::from_utf8(refused.stderr).unwrap();
-        assert!(said.contains("the changes were made over a mirror, and this isn't one"), "{said}");
-        // The same, and merged.
-        let place = Place::new();
-        let Some(daemon) = mirror(&place, LOGS[0]) else { return };
-        File::create(place.path("new")).unwrap().set_len(SIZE).unwrap();
-        for command in order {
-            ask(&place, commands[command]);
-        }
-        flush(&place, 2);
-        ask(&place, "merge");
-        end(daemon);
-        let daemon = Publisher::start(&place, "--publish @/window --file @/new").unwrap();
-        assert_eq!(first(&place, "window"), 2);
-        end(daemon);
-    }
-}
-
-/// With `leg` away, a 2 is flushed if `is_behind`, a snapshot is taken, and a 3 is flushed.
-fn snapshot_without(place: &Place, leg: &str, log: &str, is_behind: bool) -> bool {
-    let Some(daemon) = mirror(place, log) else { return false };
-    end(daemon);
-    take_away(place, leg);
-    let daemon = restart(place);
-    if is_behind {
-        flush(place, 2);
-    }
-    ask(place, "snapshot @/cow");
-    flush(place, 3);
-    end(daemon);
-    true
-}
-
-#[test]
-fn leg_that_was_away_at_a_snapshot_is_marked_when_it_is_back() {
-    for (log, is_behind) in [(LOGS[0], true), (LOGS[0], false), (LOGS[1], true), (LOGS[1], false)] {
-        // At the next start, and while the mirror is served.
-        for is_later in [false, true] {
-            let place = Place::new();
-            if !snapshot_without(&place, "b", log, is_behind) {
-                return;
-            }
-            let back = || fs::rename(place.path("elsewhere"), place.path("b")).unwrap();
-            if !is_later {
-                back();
-            }
-            let daemon = restart(&place);
-            if is_later {
-                back();
-            }
-            let whole = ask(&place, "resync");
-            assert!(whole.contains("/b healthy"), "{whole}");
-            end(daemon);
-            take_away(&place, "a");
-            let daemon = restart(&place);
-            assert_eq!(first(&place, "window"), 3, "{log}, {is_behind}, {is_later}");
-            ask(&place, "merge");
-            end(daemon);
-            assert_eq!(first(&place, "b"), 3);
-        }
-    }
-}
-
-#[test]
-fn cow_store_of_a_mirror_that_is_lost_is_not_made_from_nothing() {
-    for log in LOGS {
-        let place = Place::new();
-        let Some(daemon) = mirror(&place, log) else { return };
-        ask(&place, "snapshot @/cow");
-        flush(&place, 2);
-        end(daemon);
-        let line = format!("m: 0 2048 mirror {log} 2 @/a 0 @/b 0\n0 2048 snapshot m @/cow P 32\n");
-        fs::write(place.path("table"), place.expand(&line)).unwrap();
-        end(restart(&place));
-        fs::rename(place.path("cow"), place.path("elsewhere")).unwrap();
-        let refused = |lost: &str| {
-            let output = place.run(SERVE);
-            let said = String::from_utf8(output.stderr).unwrap();
-            let lost = format!(
-                "its changes since are in @/cow, which {lost}; bring it back, or, to give up what was written since the snapshot, run \"vhost-pmemd unmark @/a\""
-            );
-            assert!(said.contains(&place.expand(&lost)), "{said}");
-            assert!(said.contains("a snapshot was taken of"), "{said}");
-        };
-        refused("doesn't exist");
-        File::create(place.path("cow")).unwrap().set_len(SIZE).unwrap();
-        refused("holds something else now");
-        fs::rename(place.path("elsewhere"), place.path("cow")).unwrap();
-        let daemon = restart(&place);
-        assert_eq!(first(&place, "window"), 2);
-        end(daemon);
-    }
-}
-
-/// It has the mark of a snapshot that was merged without it.
-#[test]
-fn leg_that_is_behind_does_not_tell_of_snapshots() {
-    let place = Place::new();
-    let Some(daemon) = mirror(&place, LOGS[1]) else { return };
-    ask(&place, "snapshot @/cow");
-    end(daemon);
-    take_away(&place, "b");
-    let daemon = restart(&place);
-    flush(&place, 2);
-    ask(&place, "merge");
-    end(daemon);
-    fs::rename(place.path("elsewhere"), place.path("b")).unwrap();
-    let line =
-        format!("m: 0 2048 mirror {} 2 @/b 0 @/a 0\n0 2048 snapshot m @/cow P 32\n", LOGS[1]);
-    fs::write(place.path("table"), place.expand(&line)).unwrap();
-    File::create(place.path("cow")).unwrap().set_len(SIZE).unwrap();
-    let daemon = restart(&place);
-    assert_eq!(first(&place, "window"), 2);
-    end(daemon);
-}
-
-/// It has the mark of a snapshot whose changes were given up without it, and these are back, too.
-#[test]
-fn changes_that_were_given_up_while_a_leg_was_away_stay_so() {
-    let place = Place::new();
-    let Some(daemon) = mirror(&place, LOGS[0]) else { return };
-    ask(&place, "snapshot @/cow");
-    flush(&place, 2);
-    end(daemon);
-    take_away(&place, "b");
-    assert!(place.run("unmark @/a").status.success());
-    let daemon = restart(&place);
-    assert_eq!(first(&place, "window"), 1);
-    flush(&place, 3);
-    end(daemon);
-    fs::rename(place.path("elsewhere"), place.path("b")).unwrap();
-    let daemon = restart(&place);
-    assert_eq!(first(&place, "window"), 3);
-    ask(&place, "resync");
-    end(daemon);
-    take_away(&place, "a");
-    let daemon = restart(&place);
-    assert_eq!(first(&place, "window"), 3);
-    end(daemon);
-}
-
-#[test]
-fn leg_whose_changes_are_given_up_is_still_believed() {
-    let place = Place::new();
-    if !snapshot_without(&place, "b", LOGS[0], true) {
-        return;
-    }
-    fs::rename(place.path("elsewhere"), place.path("b")).unwrap();
-    fs::remove_file(place.path("cow")).unwrap();
-    let refused = place.run(&format!("{SERVE} --log-level off"));
-    let said = String::from_utf8(refused.stderr).unwrap();
-    assert!(said.contains(&place.expand("run \"vhost-pmemd unmark @/a\"")), "{said}");
-    let said = String::from_utf8(place.run("unmark @/a").stdout).unwrap();
-    assert!(said.contains("removed user.pfn-blk.changes: "), "{said}");
-    assert!(!said.contains("removed user.pfn-blk.leg"), "{said}");
-    let advice = "it is still a mirror's leg; to give up what is on it, unmark it once more\n";
-    assert!(said.ends_with(advice), "{said}");
-    let daemon = restart(&place);
-    assert_eq!(first(&place, "window"), 2);
-    ask(&place, "resync");
-    end(daemon);
-    assert_eq!(LEGS.map(|leg| first(&place, leg)), [2, 2]);
-    // Once more, it is given up.
-    let said = String::from_utf8(place.run("unmark @/a").stdout).unwrap();
-    assert!(said.contains("removed user.pfn-blk.leg.0: "), "{said}");
 }
 
 #[test]

@@ -118,8 +118,8 @@ pub use store::{
 };
 pub use table::{InvalidTable, StoreSet, Table};
 pub use target::{
-    BaseChange, CowFile, ErrorTarget, InSync, InvalidLinear, InvalidMetadata, InvalidMirror,
-    InvalidSnapshot, InvalidStriped, LegState, Linear, MarkedStore, Mirror, MirrorLog,
-    MirrorStatus, Origins, ReplaceError, Snapshot, SnapshotUsage, Striped, Target, ZeroTarget,
-    leave_mirrors, marked_stores,
+    BaseChange, CowFile, ErrorTarget, Holder, InSync, InvalidLinear, InvalidMetadata,
+    InvalidMirror, InvalidSnapshot, InvalidStriped, LegState, Linear, MarkedStore, Mirror,
+    MirrorLog, MirrorStatus, Origins, ReplaceError, Snapshot, SnapshotUsage, Striped, Target,
+    ZeroTarget, leave_mirrors, marked_stores,
 };

@@ -15,7 +15,7 @@ use crate::lock::lock;
 use crate::page::{NrPages, Pfn, PfnRange, Pgoff, PgoffRange};
 use crate::persist::{PersistError, SyncPoint, SyncSet};
 use crate::store::{Access, Store};
-use crate::target::Target;
+use crate::target::{Holder, Target};
 use crate::usage::Usage;
 
 /// A store and the run of pfns that names its pages, as Linux's `dev_pagemap` ties a device to
@@ -264,8 +264,8 @@ impl Target for Pagemap {
         visit(self, pages);
     }
 
-    fn stores<'a>(&'a self, visit: &mut dyn FnMut(&'a Pagemap)) {
-        visit(self);
+    fn holders<'a>(&'a self, visit: &mut dyn FnMut(Holder<'a>)) {
+        visit(Holder::Store(self));
     }
 
     fn markable(&self, visit: &mut dyn FnMut(&Pagemap)) {

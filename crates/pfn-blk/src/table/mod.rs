@@ -25,7 +25,7 @@ use crate::page::{NrPages, Pgoff, PgoffRange};
 use crate::pagemap::Pagemap;
 use crate::persist::SyncSet;
 use crate::store::Access;
-use crate::target::{Target, access_of};
+use crate::target::{Holder, Target, access_of};
 
 /// Entries that don't tile the table's pages from zero on, each page once.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Error)]
@@ -141,8 +141,8 @@ impl Target for Table {
         }
     }
 
-    fn stores<'a>(&'a self, visit: &mut dyn FnMut(&'a Pagemap)) {
-        self.entries.iter().for_each(|(_, target)| target.stores(visit));
+    fn holders<'a>(&'a self, visit: &mut dyn FnMut(Holder<'a>)) {
+        self.entries.iter().for_each(|(_, target)| target.holders(visit));
     }
 
     fn markable(&self, visit: &mut dyn FnMut(&Pagemap)) {

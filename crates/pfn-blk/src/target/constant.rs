@@ -2,7 +2,7 @@
 
 //! `zero` and `error`: pages that no store has.
 
-use super::Target;
+use super::{Holder, Target};
 use crate::bio::{BioError, BioVec, Buffer};
 use crate::extent::{Extent, NotDirect, NotDirectReason};
 use crate::page::{NrPages, PgoffRange};
@@ -61,7 +61,7 @@ impl Target for ZeroTarget {
 
     fn leaves<'a>(&'a self, _pages: PgoffRange, _visit: &mut dyn FnMut(&'a Pagemap, PgoffRange)) {}
 
-    fn stores<'a>(&'a self, _visit: &mut dyn FnMut(&'a Pagemap)) {}
+    fn holders<'a>(&'a self, _visit: &mut dyn FnMut(Holder<'a>)) {}
 
     fn markable(&self, _visit: &mut dyn FnMut(&Pagemap)) {}
 }
@@ -87,7 +87,7 @@ impl Target for ErrorTarget {
 
     fn leaves<'a>(&'a self, _pages: PgoffRange, _visit: &mut dyn FnMut(&'a Pagemap, PgoffRange)) {}
 
-    fn stores<'a>(&'a self, _visit: &mut dyn FnMut(&'a Pagemap)) {}
+    fn holders<'a>(&'a self, _visit: &mut dyn FnMut(Holder<'a>)) {}
 
     fn markable(&self, _visit: &mut dyn FnMut(&Pagemap)) {}
 }

@@ -6,7 +6,7 @@ use std::sync::Arc;
 
 use thiserror::Error;
 
-use super::Target;
+use super::{Holder, Target};
 use crate::bio::{BioError, BioVec};
 use crate::extent::{Extent, NotDirect};
 use crate::page::{NrPages, Pgoff, PgoffRange};
@@ -83,8 +83,8 @@ impl Target for Linear {
         self.beneath.leaves(self.remap(pages), visit);
     }
 
-    fn stores<'a>(&'a self, visit: &mut dyn FnMut(&'a Pagemap)) {
-        self.beneath.stores(visit);
+    fn holders<'a>(&'a self, visit: &mut dyn FnMut(Holder<'a>)) {
+        self.beneath.holders(visit);
     }
 
     fn markable(&self, visit: &mut dyn FnMut(&Pagemap)) {

@@ -35,6 +35,15 @@ pub(crate) fn access_of<'a>(targets: impl IntoIterator<Item = &'a dyn Target>) -
     if may_write { Access::ReadWrite } else { Access::ReadOnly }
 }
 
+/// What holds pages that are written.
+#[derive(Debug, Clone, Copy)]
+pub enum Holder<'a> {
+    /// A store.
+    Store(&'a Pagemap),
+    /// A mirror, each of whose legs may take the other's place.
+    Mirror(&'a Mirror),
+}
+
 /// A piece of a stack: a [`Pagemap`] at the bottom, a [`Table`](crate::Table) at the top, targets
 /// such as [`Linear`] between.
 ///
@@ -68,14 +77,13 @@ pub trait Target: fmt::Debug + Send + Sync {
     /// a target below has to itself are not named: nobody else can get at them.
     fn leaves<'a>(&'a self, pages: PgoffRange, visit: &mut dyn FnMut(&'a Pagemap, PgoffRange));
 
-    /// Names the stores that a write may write to, in an order that stays, one more than once if it
-    /// is used so: what they hold is what the target shows, as far as that can change. Not those of
-    /// a snapshot's origin, which its COW store is tied to; nor a mirror's legs, of which each may
-    /// take the other's place.
-    fn stores<'a>(&'a self, visit: &mut dyn FnMut(&'a Pagemap));
+    /// Names what a write may write to, in an order that stays, one more than once if it is used so:
+    /// what they hold is what the target shows, as far as that can change. Not the stores of a
+    /// snapshot's origin, which its COW store is tied to.
+    fn holders<'a>(&'a self, visit: &mut dyn FnMut(Holder<'a>));
 
     /// Names the stores that may be marked as origins once a snapshot is taken of the target: its
-    /// [`stores`](Self::stores), and in the place of a mirror's, those of its legs that have
+    /// [`holders`](Self::holders), and in the place of a mirror, those of its legs that have
     /// everything.
     fn markable(&self, visit: &mut dyn FnMut(&Pagemap));
 }

@@ -6,7 +6,7 @@ use std::sync::Arc;
 
 use thiserror::Error;
 
-use super::{InvalidLinear, Linear, Target, access_of};
+use super::{Holder, InvalidLinear, Linear, Target, access_of};
 use crate::bio::{BioError, BioVec};
 use crate::extent::{Extent, NotDirect};
 use crate::page::{NrPages, Pgoff, PgoffRange};
@@ -170,8 +170,8 @@ impl Target for Striped {
         }
     }
 
-    fn stores<'a>(&'a self, visit: &mut dyn FnMut(&'a Pagemap)) {
-        self.stripes.iter().for_each(|stripe| stripe.stores(visit));
+    fn holders<'a>(&'a self, visit: &mut dyn FnMut(Holder<'a>)) {
+        self.stripes.iter().for_each(|stripe| stripe.holders(visit));
     }
 
     fn markable(&self, visit: &mut dyn FnMut(&Pagemap)) {

@@ -9,6 +9,7 @@
 
 use super::label::{Label, Members};
 use super::{InSync, InvalidMirror, bit, random};
+use crate::store::Id;
 
 /// What is found on a leg.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -44,6 +45,8 @@ pub(super) struct Belief {
     pub(super) behind: u8,
     /// Whether the log was kept up to the last event.
     pub(super) is_logged: bool,
+    /// The generation of what they hold.
+    pub(super) generation: Option<Id>,
     /// Whether no leg has a label: nobody has ever written to the mirror.
     pub(super) is_new: bool,
 }
@@ -71,7 +74,8 @@ pub(super) fn believe(
             (_, 0) => {
                 let behind = if in_sync == InSync::Yes { 0 } else { mask(legs, |_| true) & !1 };
                 let members = Members::new(mirror);
-                Ok(Belief { members, ids, missing, behind, is_logged: false, is_new: true })
+                let (is_logged, generation, is_new) = (false, None, true);
+                Ok(Belief { members, ids, missing, behind, is_logged, generation, is_new })
             }
             (_, missing) => Err(InvalidMirror::NewWithout(first(missing))),
         };
@@ -90,7 +94,9 @@ pub(super) fn believe(
     }
     let behind = mask(legs, |_| true) & !current & !missing;
     let is_logged = originals != 0 && log.is_some_and(|log| log.tag == members.tag);
-    Ok(Belief { members, ids, missing, behind, is_logged, is_new: false })
+    let mut latest = labels.iter().filter(|(_, label)| label.members.tag == members.tag);
+    let generation = latest.find_map(|(_, label)| label.generation());
+    Ok(Belief { members, ids, missing, behind, is_logged, generation, is_new: false })
 }
 
 /// The legs that are so, a bit for each.

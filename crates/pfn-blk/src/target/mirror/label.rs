@@ -14,13 +14,13 @@ use zerocopy::little_endian::U64;
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
 
 use super::belief::Found;
-use super::{LEGS_MAX, ReplaceError, random};
+use super::{LEGS_MAX, ReplaceError, new_generation, random};
 use crate::bio::{BioError, Direction};
 use crate::claim::{Claim, Claimed};
 use crate::page::{NrPages, Pgoff, PgoffRange};
 use crate::pagemap::Pagemap;
 use crate::persist::persist_all;
-use crate::store::{Access, LABEL_MAGIC};
+use crate::store::{Access, Id, LABEL_MAGIC};
 use crate::target::metadata::{self, Header, InvalidMetadata, SECTOR_BYTES, range};
 use crate::target::{Linear, Target};
 
@@ -134,11 +134,18 @@ pub(super) struct Label {
     file: U64,
     /// 1 if the file was about to be written without the mirror then, and else 0.
     alone: U64,
+    /// The generation of what the mirror holds, as that of a file; 0 if it has none.
+    generation: [u8; 16],
 }
 
 impl Label {
-    pub(super) fn new(members: Members, leg: u64) -> Self {
-        Self { members, leg: leg.into(), file: U64::ZERO, alone: U64::ZERO }
+    pub(super) fn new(members: Members, leg: u64, generation: Option<Id>) -> Self {
+        let generation = generation.map_or([0; 16], Id::to_bytes);
+        Self { members, leg: leg.into(), file: U64::ZERO, alone: U64::ZERO, generation }
+    }
+
+    pub(super) fn generation(&self) -> Option<Id> {
+        Id::from_bytes(self.generation)
     }
 
     pub(super) fn events(&self) -> u64 {
@@ -335,7 +342,8 @@ fn leave_mirror(pagemap: &Pagemap, place: &Place, label: Label) -> Result<(), In
         }
     };
     let members = former.next(random()?, [(leg, true, true)].into_iter());
-    place.write(&Label { members, leg: leg.into(), alone: 1.into(), ..label })?;
+    let generation = new_generation()?.to_bytes();
+    place.write(&Label { members, leg: leg.into(), alone: 1.into(), generation, ..label })?;
     warn!(
         store = pagemap.store().name(),
         "a mirror's leg is served without the mirror; its other legs are out of date from now on"

@@ -261,6 +261,7 @@ impl Log {
         states: States,
         legs: &[Arc<Leg>],
     ) -> Result<States, BioError> {
+        self.roll.move_on()?;
         let mut pages = BTreeSet::new();
         for region in regions.clone() {
             if !self.is_dirty(region) {

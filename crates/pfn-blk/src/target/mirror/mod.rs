@@ -25,7 +25,7 @@ use self::leg::Leg;
 use self::log::{Geometry, Loaded, Log};
 use self::state::States;
 pub use self::state::{LegState, MirrorStatus};
-use super::{Target, access_of};
+use super::{Holder, Target, access_of};
 use crate::bio::{BioError, BioVec, Direction};
 use crate::claim::Claim;
 use crate::extent::{Extent, NotDirect, NotDirectReason};
@@ -33,7 +33,7 @@ use crate::lock::lock;
 use crate::page::{NrPages, Pgoff, PgoffRange};
 use crate::pagemap::Pagemap;
 use crate::persist::{PersistError, SyncPoint, SyncSet, at_once, persist_all};
-use crate::store::Access;
+use crate::store::{Access, Id};
 
 /// The most legs there can be, as in `dm-mirror`.
 const LEGS_MAX: usize = 8;
@@ -92,7 +92,7 @@ pub struct MirrorLog {
 ///         16 mirror   32 events   40 tag   48 16 legs: identity, and the tags of the label that it
 ///            had before, and was given then   432 those that have everything, a bit for each
 ///        440 this leg's identity   448 which file it was written to, or 0
-///        456 1 if that was written without the mirror
+///        456 1 if that was written without the mirror   464 generation of what the mirror holds
 /// ```
 ///
 /// Where the legs may differ stands in a log, a bit for each region:
@@ -183,6 +183,11 @@ fn random() -> Result<u64, BioError> {
         Ok(_) => Ok(u64::from_le_bytes(bytes).max(1)),
         Err(errno) => Err(BioError::Random(Arc::new(errno.into()))),
     }
+}
+
+/// One that no other content has.
+fn new_generation() -> Result<Id, BioError> {
+    Id::random().map_err(|source| BioError::Random(Arc::new(source)))
 }
 
 /// What a leg could not do.
@@ -283,6 +288,20 @@ impl Mirror {
     /// opened again.
     pub fn log_failure(&self) -> Option<BioError> {
         lock(&self.log).failure().cloned()
+    }
+
+    /// The generation of what it holds: another one whenever it may have been written, but by a merge
+    /// that [says so](Self::move_on_to). None if its legs have labels of before there were any, and
+    /// weren't written since.
+    pub(crate) fn generation(&self) -> Option<Id> {
+        lock(&self.log).roll().generation()
+    }
+
+    /// Makes `next` its generation, durably: a merge is about to write to it.
+    pub(crate) fn move_on_to(&self, next: Id) -> Result<(), BioError> {
+        let mut log = lock(&self.log);
+        log.roll().move_on_to(next);
+        self.record(&mut log, self.states())
     }
 
     /// The first store of each leg, if it has any of its own.
@@ -548,7 +567,9 @@ impl Target for Mirror {
 
     fn leaves<'a>(&'a self, _pages: PgoffRange, _visit: &mut dyn FnMut(&'a Pagemap, PgoffRange)) {}
 
-    fn stores<'a>(&'a self, _visit: &mut dyn FnMut(&'a Pagemap)) {}
+    fn holders<'a>(&'a self, visit: &mut dyn FnMut(Holder<'a>)) {
+        visit(Holder::Mirror(self));
+    }
 
     fn markable(&self, visit: &mut dyn FnMut(&Pagemap)) {
         // One that is behind may have missed a mark, or that it was taken away. It's all there is to know

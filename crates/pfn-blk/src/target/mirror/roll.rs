@@ -9,8 +9,9 @@ use tracing::warn;
 use super::belief::Belief;
 use super::label::{Label, Members};
 use super::leg::Leg;
-use super::{States, bit, random};
+use super::{States, bit, new_generation, random};
 use crate::bio::BioError;
+use crate::store::Id;
 
 /// Which legs have everything, as it was last written on them.
 #[derive(Debug)]
@@ -22,27 +23,50 @@ pub(super) struct Roll {
     behind: u8,
     /// Those that weren't told, as they had failed.
     failed: u8,
-    /// Whether it was written since the mirror was opened.
+    /// Whether that, and the generation, was written since the mirror was opened.
     is_written: bool,
+    /// The generation of what the mirror holds.
+    generation: Option<Id>,
+    /// Whether it is another one than when the mirror was opened.
+    has_moved: bool,
     /// What a leg lacks that was written to at this event, or later, is told by the log's bits.
     whole: u64,
 }
 
 impl Roll {
     pub(super) fn new(belief: &Belief) -> Self {
-        let Belief { members, ids, behind, missing, .. } = belief;
+        let Belief { members, ids, behind, missing, generation, .. } = belief;
         Self {
             members: *members,
             ids: ids.clone(),
             behind: behind | missing,
             failed: *missing,
             is_written: false,
+            generation: *generation,
+            has_moved: false,
             whole: u64::MAX,
         }
     }
 
     pub(super) fn members(&self) -> &Members {
         &self.members
+    }
+
+    pub(super) fn generation(&self) -> Option<Id> {
+        self.generation
+    }
+
+    /// What the mirror holds is about to be of this generation; the legs aren't told yet.
+    pub(super) fn move_on_to(&mut self, next: Id) {
+        (self.generation, self.has_moved, self.is_written) = (Some(next), true, false);
+    }
+
+    /// The mirror is about to be written, by whom nothing is known that is kept over it.
+    pub(super) fn move_on(&mut self) -> Result<(), BioError> {
+        if !self.has_moved {
+            self.move_on_to(new_generation()?);
+        }
+        Ok(())
     }
 
     pub(super) fn whole(&self) -> u64 {
@@ -95,7 +119,7 @@ impl Roll {
             // What is written is the same on all, whatever becomes known of some on the way.
             let members = self.members;
             let mut tell = |leg: usize| {
-                let label = Label::new(members, self.ids[leg]);
+                let label = Label::new(members, self.ids[leg], self.generation);
                 legs[leg].place().write(&label).map_err(|error| (leg, error))?;
                 self.members.note(self.ids[leg], members.tag);
                 Ok(())

@@ -7,6 +7,7 @@
 //! base that differs is refused.
 
 use std::io;
+use std::ptr;
 use std::time::SystemTime;
 
 use humantime::format_rfc3339_seconds;
@@ -15,10 +16,9 @@ use thiserror::Error;
 
 use super::InvalidSnapshot;
 use crate::page::PAGE_SIZE;
-use crate::pagemap::Pagemap;
 use crate::store::generation::{self, Content};
 use crate::store::{Id, OriginMark, Store, origin_mark};
-use crate::target::Target;
+use crate::target::{Holder, Target};
 
 /// A base as a header describes it: its stores, taken together.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -93,15 +93,20 @@ pub(super) struct Found {
     modified: Option<SystemTime>,
 }
 
-/// The stores of `target`, each once.
-fn stores(target: &dyn Target) -> Vec<&Pagemap> {
-    let mut stores: Vec<&Pagemap> = Vec::new();
-    target.stores(&mut |store| {
-        if !stores.iter().any(|known| std::ptr::eq(*known, store)) {
-            stores.push(store);
+/// What holds the pages of `target`, each once.
+fn holders(target: &dyn Target) -> Vec<Holder<'_>> {
+    let mut holders: Vec<Holder<'_>> = Vec::new();
+    target.holders(&mut |holder| {
+        let is_it = |known: &Holder<'_>| match (known, holder) {
+            (Holder::Store(known), Holder::Store(store)) => ptr::eq(*known, store),
+            (Holder::Mirror(known), Holder::Mirror(mirror)) => ptr::eq(*known, mirror),
+            _ => false,
+        };
+        if !holders.iter().any(is_it) {
+            holders.push(holder);
         }
     });
-    stores
+    holders
 }
 
 impl Found {
@@ -109,7 +114,16 @@ impl Found {
     pub(super) fn of(origin: &dyn Target, may_begin: bool) -> Result<Self, NotTold> {
         let mut found = Self { base: Base::default(), generations: Vec::new(), modified: None };
         let mut have_all = true;
-        for store in stores(origin).into_iter().map(Pagemap::store) {
+        for holder in holders(origin) {
+            let store = match holder {
+                Holder::Store(pagemap) => pagemap.store(),
+                Holder::Mirror(mirror) => {
+                    // The size and the times of a leg aren't those of another.
+                    have_all &= mirror.generation().is_some();
+                    found.generations.extend(mirror.generation());
+                    continue;
+                }
+            };
             found.base.pages += store.nr_pages().get();
             let content = Content::of(store.fd(), may_begin).map_err(NotTold::by(store))?;
             let generation = content.and_then(|content| content.generation);
@@ -158,21 +172,28 @@ impl Found {
     }
 }
 
-/// Gives all stores of `origin` the generation `next`: a merge is about to write to them.
+/// Gives all that holds `origin` the generation `next`: a merge is about to write to it.
 pub(super) fn move_on(origin: &dyn Target, next: Id) -> Result<(), NotTold> {
-    stores(origin)
-        .into_iter()
-        .map(Pagemap::store)
-        .try_for_each(|store| generation::move_on_to(store.fd(), next).map_err(NotTold::by(store)))
+    holders(origin).into_iter().try_for_each(|holder| match holder {
+        Holder::Store(pagemap) => {
+            let store = pagemap.store();
+            generation::move_on_to(store.fd(), next).map_err(NotTold::by(store))
+        }
+        Holder::Mirror(mirror) => mirror.move_on_to(next).map_err(|error| NotTold {
+            store: "the mirror".to_owned(),
+            source: io::Error::other(error),
+        }),
+    })
 }
 
 /// Whether what is written to `target` may be found by another process: not if all of it is anonymous
 /// memory.
 pub(super) fn outlives(target: &dyn Target) -> Result<bool, NotTold> {
-    let stores = stores(target);
-    // Those of a mirror aren't named.
-    let mut outlives = stores.is_empty();
-    for store in stores.into_iter().map(Pagemap::store) {
+    let holders = holders(target);
+    let mut outlives = holders.is_empty();
+    for holder in holders {
+        let Holder::Store(pagemap) = holder else { return Ok(true) };
+        let store = pagemap.store();
         let stat = fstat(store.fd()).map_err(|errno| NotTold::by(store)(errno.into()))?;
         outlives |= stat.st_nlink > 0;
     }

@@ -20,8 +20,8 @@ pub use self::header::CowFile;
 use self::header::Record;
 use self::layout::Layout;
 use self::map::{Map, Place};
-use super::Target;
 use super::metadata::{self, InvalidMetadata, range};
+use super::{Holder, Target};
 use crate::bio::{BioError, BioVec, Buffer, Direction};
 use crate::claim::Claim;
 use crate::extent::{Extent, NotDirect, NotDirectReason};
@@ -66,7 +66,7 @@ pub struct SnapshotUsage {
 /// The origin must stay as it is for as long as the COW store is of use, also between two runs. The
 /// store's header says what its origin is – the size, the generation and the times of its files – and
 /// an origin that differs is refused, with [`InvalidSnapshot::Base`]. What can't be compared isn't:
-/// a block device has a size only, a mirror nothing. A store in which nothing is kept is good for any
+/// a block device has a size only, a mirror a generation only. A store in which nothing is kept is good for any
 /// origin, unless that is [marked](crate::mark_origin) as one whose changes are in another store, or were
 /// in this one and merged.
 ///
@@ -477,8 +477,8 @@ impl Target for Snapshot {
 
     fn leaves<'a>(&'a self, _pages: PgoffRange, _visit: &mut dyn FnMut(&'a Pagemap, PgoffRange)) {}
 
-    fn stores<'a>(&'a self, visit: &mut dyn FnMut(&'a Pagemap)) {
-        self.cow.stores(visit);
+    fn holders<'a>(&'a self, visit: &mut dyn FnMut(Holder<'a>)) {
+        self.cow.holders(visit);
     }
 
     fn markable(&self, visit: &mut dyn FnMut(&Pagemap)) {
