@@ -61,6 +61,11 @@ impl Apt {
         Ok(apt)
     }
 
+    /// The file that says which package comes from which suite.
+    pub(crate) fn preferences(&self) -> PathBuf {
+        self.dir.join("preferences").canonicalize().unwrap_or_else(|_| self.dir.join("preferences"))
+    }
+
     /// Downloads `packages` and all they depend on.
     pub(crate) fn fetch_closure(&self, packages: &[&str]) -> Result<Vec<PathBuf>> {
         let _step =

@@ -16,7 +16,7 @@ use crate::accelerator::Accelerator;
 use crate::cloud_hypervisor::CloudHypervisor;
 use crate::console::OnLine;
 use crate::initramfs;
-use crate::kernel::Kernel;
+use crate::kernel::{Kernel, KernelTree};
 use crate::lab::Lab;
 use crate::outcome::Outcome;
 use crate::vm::{Vm, VmFiles};
@@ -261,21 +261,10 @@ impl<'lab> VmBuilder<'lab> {
     /// When the kernel or a program can't be obtained, a file can't be read, the kernel has not the
     /// modules asked for, or QEMU can't be started.
     pub fn boot(self) -> Result<Vm> {
-        let (kernel, base) = self.lab.kernel(self.kernel)?;
         let dir = tempfile::Builder::new().prefix("guest-").tempdir()?;
         let files = VmFiles::new(dir);
         let initramfs = files.path("initramfs");
-        fs::copy(&base, &initramfs).with_context(|| format!("cannot copy {}", base.display()))?;
-        let mut overlay =
-            initramfs::overlay(&self.script, &self.modules, &kernel, self.lab.userland())?;
-        for name in &self.programs {
-            overlay.extend(initramfs::program(name, &self.lab.package(name)?)?);
-        }
-        for (path, name) in &self.files {
-            overlay.extend(initramfs::file(name, path)?);
-        }
-        File::options().append(true).open(&initramfs)?.write_all(&overlay)?;
-
+        let kernel = self.write_initramfs(&initramfs)?;
         let accelerator = Accelerator::in_use()?;
         let limit = accelerator.patience(self.time_limit);
         if let Some(vmm) = &self.other_vmm {
@@ -302,6 +291,34 @@ impl<'lab> VmBuilder<'lab> {
     /// As [`VmBuilder::boot`], [`Vm::wait`] and [`Outcome::expect_success`].
     pub fn run(self) -> Result<Outcome> {
         self.boot()?.wait()?.expect_success()
+    }
+
+    /// Writes what it boots, for a VMM that somebody else starts: the files `kernel` and `initramfs` in
+    /// `dir`. Returns the kernel's command line.
+    ///
+    /// # Errors
+    ///
+    /// As [`VmBuilder::boot`], and when a file can't be written.
+    pub fn write_boot_files(&self, dir: &Path) -> Result<String> {
+        let kernel = self.write_initramfs(&dir.join("initramfs"))?;
+        fs::copy(&kernel.image, dir.join("kernel"))?;
+        Ok(self.kernel_command_line())
+    }
+
+    /// Makes the file `initramfs`, and returns the kernel that it is for.
+    fn write_initramfs(&self, initramfs: &Path) -> Result<KernelTree> {
+        let (kernel, base) = self.lab.kernel(self.kernel)?;
+        fs::copy(&base, initramfs).with_context(|| format!("cannot copy {}", base.display()))?;
+        let mut overlay =
+            initramfs::overlay(&self.script, &self.modules, &kernel, self.lab.userland())?;
+        for name in &self.programs {
+            overlay.extend(initramfs::program(name, &self.lab.package(name)?)?);
+        }
+        for (path, name) in &self.files {
+            overlay.extend(initramfs::file(name, path)?);
+        }
+        File::options().append(true).open(initramfs)?.write_all(&overlay)?;
+        Ok(kernel)
     }
 
     fn machine(&self, qemu: &mut Command, accelerator: Accelerator) {

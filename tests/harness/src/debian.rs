@@ -23,23 +23,25 @@ use crate::tree::Tree;
 
 /// What Debian's smallest has not, and a machine has: udev gives `/dev/fuse` its mode, and systemd
 /// limits what units do by BPF, too.
-const PACKAGES: &str = "systemd-sysv,udev,libbpf1";
+const PACKAGES: [&str; 3] = ["systemd-sysv", "udev", "libbpf1"];
 
-const MIB: u64 = 1 << 20;
+/// Nearly all of the disk is a hole.
+const DISK_BYTES: u64 = 2 << 30;
 
 /// The first process: does what the initramfs's own `/init` does, and gives its place to systemd.
 const SWITCH: &str = include_str!("debian.sh");
 
 impl Lab {
-    /// A disk for [`VmBuilder::debian`]: a minimal Debian 13, with systemd, installed. It is kept, and
-    /// not to be written to.
+    /// A disk for [`VmBuilder::debian`]: a minimal Debian 13, with systemd and the packages `more`,
+    /// installed. QEMU is the one of backports. The disk is kept as `name`, and not to be written to.
     ///
     /// # Errors
     ///
     /// As [`Lab::open`]; or when mmdebstrap fails, which takes perl, and root or user namespaces.
-    pub fn debian_disk(&self) -> Result<PathBuf> {
+    pub fn debian_disk(&self, name: &str, more: &[&str]) -> Result<PathBuf> {
         let store = Store::lock()?;
-        let part = store.part("debian", PACKAGES, |part| {
+        let packages = [&PACKAGES, more].concat().join(",");
+        let part = store.part(name, &packages, |part| {
             let scratch = store.scratch().join("mmdebstrap");
             let apt = lab::apt(&store, Kernel::Trixie.suites())?;
             let tree = Tree::unpack(&scratch, &[apt.fetch("mmdebstrap")?])?;
@@ -48,10 +50,15 @@ impl Lab {
             let mut mmdebstrap = Command::new("perl");
             mmdebstrap.arg(tree.path("usr/bin/mmdebstrap"));
             mmdebstrap.args(["--quiet", "--variant=minbase", "--format=tar", "--skip=output/dev"]);
-            mmdebstrap.args(["--include", PACKAGES, "trixie"]).arg(&tar);
-            mmdebstrap.arg(format!("deb [signed-by={KEYRING}] {} trixie main", apt::mirror()?));
+            mmdebstrap.arg(r#"--setup-hook=cp "$PREFERENCES" "$1/etc/apt/preferences.d/lab""#);
+            mmdebstrap.env("PREFERENCES", apt.preferences());
+            mmdebstrap.args(["--include", &packages, "trixie"]).arg(&tar);
+            let mirror = apt::mirror()?;
+            for suite in ["trixie", "trixie-backports"] {
+                mmdebstrap.arg(format!("deb [signed-by={KEYRING}] {mirror} {suite} main"));
+            }
             run::output(&mut mmdebstrap)?;
-            disk::of_tar(&tar, 512 * MIB, &part.join("root.img"), self.userland())
+            disk::of_tar(&tar, DISK_BYTES, &part.join("root.img"), self.userland())
         })?;
         Ok(part.join("root.img"))
     }
@@ -60,7 +67,7 @@ impl Lab {
 impl VmBuilder<'_> {
     /// Boots what is on the disk `device`, such as `/dev/vda`, with systemd; it is a copy of
     /// [`Lab::debian_disk`]. `script` runs there when the system is up, by dash, as root, and then the
-    /// guest powers off. What [`VmBuilder::file`] brought as `brought/NAME` is there at `/brought/NAME`.
+    /// guest powers off; with [`VmBuilder::allow_reboot`] it runs again after a reboot. What [`VmBuilder::file`] brought as `brought/NAME` is there at `/brought/NAME`.
     #[must_use]
     pub fn debian(self, device: &str, script: &str) -> Self {
         // Nothing but the script is to write to the serial line.

@@ -10,7 +10,8 @@ for module in $(cat /modules/*.list); do
 done
 
 mount -t ext4 @DEVICE@ /mnt
-[ -d /brought ] && cp -R /brought /mnt/brought
+# Not where it was brought before a reboot.
+[ ! -d /brought ] || [ -d /mnt/brought ] || cp -R /brought /mnt/brought
 cat >/mnt/script <<'END-OF-SCRIPT'
 @SCRIPT@
 END-OF-SCRIPT
@@ -33,7 +34,7 @@ ExecStart=/bin/sh /run-script
 Environment=HOME=/root
 END-OF-UNIT
 mkdir -p /mnt/etc/systemd/system/multi-user.target.wants
-ln -s ../script.service /mnt/etc/systemd/system/multi-user.target.wants/script.service
+ln -sf ../script.service /mnt/etc/systemd/system/multi-user.target.wants/script.service
 umount /proc /sys /dev
 # busybox's, which deletes the initramfs's files.
 exec /applets/switch_root /mnt /sbin/init

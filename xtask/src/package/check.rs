@@ -26,7 +26,7 @@ const LIMIT: Duration = Duration::from_secs(600);
 pub(super) fn run(package: &Path) -> Result<()> {
     let began = Instant::now();
     let lab = Lab::open()?;
-    let debian = lab.debian_disk()?;
+    let debian = lab.debian_disk("debian", &[])?;
     let xtask = std::env::current_exe()?;
     let host = KvmHost::new(&lab)?.program(&xtask).install()?;
     let own = tempfile::Builder::new().prefix("package-").tempdir_in(target_dir())?;
