@@ -4,6 +4,7 @@
 //! line's own definition.
 
 mod check;
+mod page;
 
 use std::fs;
 use std::path::PathBuf;
@@ -23,7 +24,8 @@ const CARGO_DEB: &str = "3.8.0";
 #[derive(clap::Args)]
 pub(crate) struct Options {
     /// Then install it on a Debian 13 of its own, booted with systemd, and attach a guest to what its
-    /// services serve
+    /// services serve; and on one with libvirt, where it is upgraded, and the machine reboots, under
+    /// running guests
     #[arg(long)]
     check: bool,
 }

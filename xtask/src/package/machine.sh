@@ -132,7 +132,7 @@ for n in 0 2; do
 done
 END
 echo "# a guest in that slice"
-systemd-run --quiet --scope --slice=vm1.slice unshare --mount sh /run/start-guest </run/guest
+systemd-run --quiet --scope --slice=vm1.slice -p After=vhost-pmem@one.service unshare --mount sh /run/start-guest </run/guest
 
 # Longer than the watchdog's patience, and never started again.
 running=$((($(date +%s%6N) - $(date -d "$(of vhost-pmem ActiveEnterTimestamp)" +%s%6N)) / 1000000))
