@@ -101,7 +101,12 @@ fn run_with_baseline_blames_what_fails_here_alone() {
     let suite = "\"xfstests on ext4\" tests=\"2\" failures=\"1\" errors=\"0\" skipped=\"1\"";
     assert!(junit.contains(suite), "{junit}");
     let failure = junit.split("name=\"generic/007\"").nth(1).unwrap();
-    assert!(failure.contains("<failure message=\"failed: output mismatch\">FSTYP "), "{junit}");
+    assert!(
+        failure.contains(
+            "<failure message=\"failed: output mismatch; on the baseline: passed\">FSTYP "
+        ),
+        "{junit}"
+    );
 }
 
 #[test]

@@ -7,8 +7,8 @@ use std::fmt::Write;
 use super::report::Row;
 use super::verdict::Verdict;
 
-/// One suite, of the tests on our device. What fails on the other one too is shown as skipped, so that
-/// a reader of the file and of the exit status come to the same end.
+/// One suite, of the tests on our device. A test that ends in the same way on the baseline counts as
+/// skipped, so that the file and the exit status say the same.
 pub(crate) fn xml(name: &str, rows: &[Row]) -> String {
     let count = |word| rows.iter().filter(|row| outcome(row).0 == word).count();
     let seconds: f64 = rows.iter().map(|row| row.ours.elapsed.as_secs_f64()).sum();
@@ -51,11 +51,14 @@ pub(crate) fn xml(name: &str, rows: &[Row]) -> String {
 /// The element that says how a test ended, none where it passed, and its message.
 fn outcome(row: &Row) -> (&'static str, String) {
     let verdict = &row.ours.verdict;
-    let message = verdict.to_string();
+    let message = match &row.baseline {
+        Some(baseline) if row.is_worse() => format!("{verdict}; on the baseline: {baseline}"),
+        _ => verdict.to_string(),
+    };
     match verdict {
         Verdict::Passed => ("", message),
         Verdict::NotRun(why) => ("skipped", why.clone()),
-        _ if !row.is_worse() => ("skipped", format!("{message}; so it does on the baseline")),
+        _ if !row.is_worse() => ("skipped", format!("{message}; the same on the baseline")),
         Verdict::Failed(_) => ("failure", message),
         Verdict::Hung(_) | Verdict::Crashed(_) => ("error", message),
     }
@@ -92,15 +95,17 @@ mod tests {
             row("generic/003", failed(), Some(failed())),
             row("generic/004", Verdict::NotRun("no".into()), None),
             row("generic/005", Verdict::Hung("5 s".into()), None),
+            row("generic/006", Verdict::Hung("5 s".into()), Some(failed())),
         ];
         let xml = xml("ext4", &rows);
         for expected in [
-            "<testsuite name=\"ext4\" tests=\"5\" failures=\"1\" errors=\"1\" skipped=\"2\" time=\"5.000\">",
+            "<testsuite name=\"ext4\" tests=\"6\" failures=\"1\" errors=\"2\" skipped=\"2\" time=\"6.000\">",
             "<testcase classname=\"generic\" name=\"generic/001\" time=\"1.000\"/>",
-            "<failure message=\"failed: a &lt; &quot;b&quot;\u{fffd}\">output &amp; more</failure>",
-            "<skipped message=\"failed: a &lt; &quot;b&quot;\u{fffd}; so it does on the baseline\"/>",
+            "<failure message=\"failed: a &lt; &quot;b&quot;\u{fffd}; on the baseline: passed\">output &amp; more</failure>",
+            "<skipped message=\"failed: a &lt; &quot;b&quot;\u{fffd}; the same on the baseline\"/>",
             "<skipped message=\"no\"/>",
             "<error message=\"hung: 5 s\">",
+            "<error message=\"hung: 5 s; on the baseline: failed: a &lt;",
         ] {
             assert!(xml.contains(expected), "{expected}\n{xml}");
         }

@@ -11,9 +11,12 @@ pub(crate) struct Row {
 }
 
 impl Row {
-    /// Whether it is to be blamed on us.
+    /// Returns whether our device is to blame: the test is bad there, and not in the same way on the
+    /// baseline. A hang is not excused by a failure: the two need not have the same cause.
     pub(crate) fn is_worse(&self) -> bool {
-        self.ours.verdict.is_bad() && !self.baseline.as_ref().is_some_and(Verdict::is_bad)
+        let ours = &self.ours.verdict;
+        let same = |theirs: &Verdict| theirs.word() == ours.word();
+        ours.is_bad() && !self.baseline.as_ref().is_some_and(same)
     }
 
     /// Test, verdicts and reason, for the table.
@@ -121,12 +124,15 @@ QEMU's own: 1 passed, 1 failed, 0 not run, 0 hung, 0 crashed
     }
 
     #[test]
-    fn only_what_is_bad_here_and_not_there_is_worse() {
+    fn only_what_is_bad_here_and_not_alike_there_is_worse() {
         let bad = || Verdict::Crashed("x".into());
         let worse = |verdict, baseline| row("generic/001", verdict, baseline).is_worse();
         assert!(worse(bad(), None) && worse(bad(), Some(Verdict::Passed)));
         assert!(worse(bad(), Some(Verdict::NotRun("x".into()))));
-        assert!(!worse(bad(), Some(Verdict::Failed("x".into()))));
+        assert!(!worse(bad(), Some(Verdict::Crashed("y".into()))));
+        for other in [Verdict::Failed("x".into()), Verdict::Hung("x".into())] {
+            assert!(worse(bad(), Some(other.clone())) && worse(other, Some(bad())));
+        }
         assert!(!worse(Verdict::NotRun("x".into()), None) && !worse(Verdict::Passed, Some(bad())));
     }
 }
