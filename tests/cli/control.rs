@@ -9,7 +9,7 @@ use std::os::unix::fs::{FileExt, PermissionsExt};
 use std::os::unix::net::UnixStream;
 use std::time::{Duration, Instant};
 
-use guest_harness::Daemon;
+use guest_harness::{Daemon, patience};
 use rustix::process::Signal;
 
 use crate::publish::Publisher;
@@ -77,7 +77,7 @@ fn snapshot_dropped_is_the_state_that_it_was_taken_of() {
     );
     drop(window);
     // The kernel tells of the closing in its own time.
-    let deadline = Instant::now() + Duration::from_secs(20);
+    let deadline = Instant::now() + patience(Duration::from_secs(20));
     while !place.run("drop --control @/control").status.success() {
         assert!(Instant::now() < deadline, "the window is in use for ever");
     }

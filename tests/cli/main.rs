@@ -28,7 +28,7 @@ use std::process::{Command, Output, Stdio};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use guest_harness::Daemon;
+use guest_harness::{Daemon, patience};
 use rustix::io::{FdFlags, fcntl_setfd};
 use rustix::net::{AddressFamily, SocketType};
 use rustix::process::Signal;
@@ -62,7 +62,7 @@ impl Place {
     fn run(&self, args: &str) -> Output {
         let mut child =
             self.command(args).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
-        let deadline = Instant::now() + Duration::from_secs(20);
+        let deadline = Instant::now() + patience(Duration::from_secs(20));
         while child.try_wait().unwrap().is_none() {
             if Instant::now() > deadline {
                 child.kill().unwrap();
@@ -283,7 +283,7 @@ fn socket_that_is_stale_is_replaced() {
         .stderr(Stdio::null())
         .spawn()
         .unwrap();
-    let deadline = Instant::now() + Duration::from_secs(20);
+    let deadline = Instant::now() + patience(Duration::from_secs(20));
     while UnixStream::connect(place.path("socket")).is_err() {
         assert!(Instant::now() < deadline, "nobody listens");
         thread::sleep(Duration::from_millis(5));
@@ -532,7 +532,7 @@ fn inherited_connected_socket_is_served_until_it_is_closed() {
 /// Asks for the features, and gets them.
 fn assert_speaks_vhost_user(stream: &mut UnixStream) {
     const GET_FEATURES: [u8; 12] = [1, 0, 0, 0, 1, 0, 0, 0, 0, 0, 0, 0];
-    stream.set_read_timeout(Some(Duration::from_secs(20))).unwrap();
+    stream.set_read_timeout(Some(patience(Duration::from_secs(20)))).unwrap();
     stream.write_all(&GET_FEATURES).unwrap();
     let mut reply = [0; 20];
     stream.read_exact(&mut reply).unwrap();

@@ -6,6 +6,7 @@ use std::fs::{self, File};
 use std::thread;
 use std::time::{Duration, Instant};
 
+use guest_harness::patience;
 use rustix::process::Signal;
 
 use crate::Place;
@@ -63,7 +64,7 @@ fn log(place: &Place, args: &str) -> Option<String> {
     let path = place.path("log");
     let mut command = place.command(args);
     let mut daemon = command.stderr(File::create(&path).unwrap()).spawn().unwrap();
-    let deadline = Instant::now() + Duration::from_secs(60);
+    let deadline = Instant::now() + patience(Duration::from_secs(60));
     loop {
         let log = fs::read_to_string(&path).unwrap();
         let has_ended = daemon.try_wait().unwrap().is_some();

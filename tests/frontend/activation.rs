@@ -5,6 +5,8 @@
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
+use guest_harness::patience;
+
 use crate::server::Server;
 use crate::vmm::{Abilities, Vmm};
 
@@ -94,7 +96,7 @@ fn refused_map_fails_every_flush_until_the_next_activation() {
 fn stop_while_the_frontend_maps_waits_for_nothing() {
     let server = Server::files(&[SIZE]);
     let mut vmm = Vmm::connect(&server.socket(), Abilities::default());
-    *vmm.mapper.delay.lock().unwrap() = Duration::from_secs(2);
+    *vmm.mapper.delay.lock().unwrap() = patience(Duration::from_secs(2));
     vmm.activate();
     while requests(&vmm) == 0 {
         std::thread::yield_now();
@@ -187,7 +189,7 @@ fn store_that_is_disabled_is_taken_from_a_queue_that_never_rests() {
         assert_eq!(vmm.driver.flush(), 0);
     }
     // From now on it looks for requests for more than an hour.
-    space.disable(pfn, Duration::from_secs(20)).unwrap();
+    space.disable(pfn, patience(Duration::from_secs(20))).unwrap();
     assert!(vmm.mapper.maps.lock().unwrap().is_empty(), "the guest still has the pages");
     assert_eq!(vmm.driver.flush(), -1);
 }
@@ -225,5 +227,5 @@ fn store_that_is_disabled_under_another_guest_needs_nobody() {
     vmm.abilities.shmem_region = false;
     vmm.activate();
     assert_eq!(vmm.driver.flush(), -1);
-    space.disable(pfn, Duration::from_secs(10)).unwrap();
+    space.disable(pfn, patience(Duration::from_secs(10))).unwrap();
 }

@@ -9,7 +9,7 @@ use std::path::Path;
 use std::process::Command;
 use std::time::{Duration, Instant};
 
-use guest_harness::Daemon;
+use guest_harness::{Daemon, patience};
 use rustix::net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType, socket_with};
 use rustix::process::{Pid, Resource, Rlimit, Signal, kill_process, prlimit};
 use tempfile::TempDir;
@@ -40,7 +40,7 @@ fn ask(dir: &TempDir, command: &str) -> String {
 
 #[track_caller]
 fn wait_until(is_so: impl Fn() -> bool) {
-    let deadline = Instant::now() + PATIENCE;
+    let deadline = Instant::now() + patience(PATIENCE);
     while !is_so() {
         assert!(Instant::now() < deadline, "it isn't so still");
         std::thread::sleep(Duration::from_millis(10));
@@ -103,7 +103,7 @@ fn control_clients_that_say_nothing_are_bounded_and_keep_no_one_out() {
     let control = dir.path().join("control");
     let clients: Vec<_> = (0..200).map(|_| UnixStream::connect(&control).unwrap()).collect();
     let mut is_closed = clients.iter().map(|mut client| {
-        client.set_read_timeout(Some(Duration::from_secs(1))).unwrap();
+        client.set_read_timeout(Some(patience(Duration::from_secs(1)))).unwrap();
         matches!(client.read(&mut [0]), Ok(0))
     });
     // The oldest are evicted, before they take too long, and the last one isn't.
@@ -262,7 +262,7 @@ fn status_and_metrics_are_told_while_a_disk_hangs() {
 /// What a control socket tells.
 fn status(control: &Path) -> serde_json::Value {
     let mut stream = UnixStream::connect(control).unwrap();
-    stream.set_read_timeout(Some(PATIENCE)).unwrap();
+    stream.set_read_timeout(Some(patience(PATIENCE))).unwrap();
     stream.write_all(b"{\"version\":1,\"command\":\"status\"}\n").unwrap();
     let mut reply = String::new();
     stream.read_to_string(&mut reply).unwrap();

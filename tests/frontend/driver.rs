@@ -7,6 +7,7 @@ use std::sync::atomic::{Ordering, fence};
 use std::thread;
 use std::time::{Duration, Instant};
 
+use guest_harness::patience;
 use vm_memory::{Bytes, GuestAddress, GuestMemoryMmap};
 use vmm_sys_util::eventfd::{EFD_CLOEXEC, EFD_NONBLOCK, EventFd};
 
@@ -148,7 +149,7 @@ impl Driver {
 
     /// The next answer, as head and length, after waiting for the device's call.
     pub(crate) fn answer(&mut self) -> (u32, u32) {
-        let deadline = Instant::now() + PATIENCE;
+        let deadline = Instant::now() + patience(PATIENCE);
         while self.answers() == 0 {
             if self.event_idx {
                 self.write(AVAIL + 4 + 2 * u64::from(QUEUE_SIZE), self.used);

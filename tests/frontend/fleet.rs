@@ -9,7 +9,7 @@ use std::path::PathBuf;
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
-use guest_harness::Held;
+use guest_harness::{Held, patience};
 use rustix::process::{Pid, Signal, kill_process};
 use tempfile::TempDir;
 
@@ -67,7 +67,7 @@ impl Fleet {
     /// The line of `list` for each device, once `is_so` for all of them.
     #[track_caller]
     pub(crate) fn wait_until(&self, is_so: impl Fn(&str) -> bool) -> Vec<String> {
-        let deadline = Instant::now() + PATIENCE;
+        let deadline = Instant::now() + patience(PATIENCE);
         loop {
             let (list, _) = self.ask(&["list"]);
             let lines: Vec<_> = list.lines().skip(1).map(str::to_owned).collect();
@@ -241,7 +241,7 @@ fn fleet_is_ready_when_its_devices_are_and_a_reload_waits_for_new_ones() {
     let mut devices = BTreeMap::from([slow("a"), device("b")]);
     let fleet = Fleet::start(&devices);
     fleet.wait_until(is_good);
-    let deadline = Instant::now() + PATIENCE;
+    let deadline = Instant::now() + patience(PATIENCE);
     while !fleet.log().contains("all devices that can be are served") {
         assert!(Instant::now() < deadline, "{}", fleet.log());
     }
@@ -273,7 +273,7 @@ fn configuration_that_is_wrong_changes_nothing() {
     fleet.signal(Signal::HUP);
     // Who sends it by name sends it to all.
     rustix::process::kill_process(before["a"], Signal::HUP).unwrap();
-    let deadline = Instant::now() + PATIENCE;
+    let deadline = Instant::now() + patience(PATIENCE);
     while fleet.ask(&["list"]).0.lines().count() > 2 {
         assert!(Instant::now() < deadline, "{}", fleet.log());
     }
@@ -325,7 +325,7 @@ fn device_that_hangs_holds_up_neither_the_status_nor_the_end_of_the_others() {
 
     // One that is stopped doesn't see that it is to end. The second signal is for those in a hurry.
     fleet.signal(Signal::TERM);
-    let deadline = Instant::now() + PATIENCE;
+    let deadline = Instant::now() + patience(PATIENCE);
     while !fleet.log().contains("INFO ending") {
         assert!(Instant::now() < deadline, "{}", fleet.log());
     }
@@ -341,7 +341,7 @@ fn devices_end_with_the_process_that_keeps_them() {
     let pid = fleet.processes()["a"];
     fleet.signal(Signal::KILL);
     fleet.child.wait().unwrap();
-    let deadline = Instant::now() + PATIENCE;
+    let deadline = Instant::now() + patience(PATIENCE);
     while rustix::process::test_kill_process(pid).is_ok() && !is_zombie(pid) {
         assert!(Instant::now() < deadline, "it is there still");
         std::thread::sleep(Duration::from_millis(5));

@@ -12,7 +12,7 @@ use std::sync::mpsc::channel;
 use std::thread;
 use std::time::{Duration, Instant};
 
-use guest_harness::Daemon;
+use guest_harness::{Daemon, patience};
 use rustix::fs::MemfdFlags;
 use rustix::process::Signal;
 use rustix::time::{TimerfdClockId, TimerfdFlags};
@@ -41,7 +41,11 @@ fn serves_the_next(socket: &Path) {
         let mut vmm = Vmm::start(&socket, Abilities::default());
         sender.send(vmm.driver.flush()).unwrap();
     });
-    assert_eq!(receiver.recv_timeout(PATIENCE), Ok(0), "the next frontend was not served");
+    assert_eq!(
+        receiver.recv_timeout(patience(PATIENCE)),
+        Ok(0),
+        "the next frontend was not served"
+    );
 }
 
 fn start_queue(vmm: &mut Vmm) -> Result<(), vhost::Error> {
@@ -66,7 +70,7 @@ fn memory_that_shrinks_drops_the_frontend_and_not_the_daemon() {
         // The driver's own stores would end this process.
         vmm.driver.kick.write(1).unwrap();
         daemon.wait_for_log("it shrank the file that is its guest's memory").unwrap();
-        let deadline = Instant::now() + PATIENCE;
+        let deadline = Instant::now() + patience(PATIENCE);
         while vmm.frontend.get_features().is_ok() {
             assert!(Instant::now() < deadline, "the connection is kept");
         }
@@ -97,7 +101,7 @@ fn bus_error_of_another_kind_still_ends_the_daemon() {
     serves_the_next(daemon.socket());
     daemon.wait_for_log("frontend left").unwrap();
     daemon.signal(Signal::BUS).unwrap();
-    let deadline = Instant::now() + PATIENCE;
+    let deadline = Instant::now() + patience(PATIENCE);
     let stat = format!("/proc/{}/stat", daemon.pid());
     while !std::fs::read_to_string(&stat).unwrap().contains(") Z ") {
         assert!(Instant::now() < deadline, "the daemon lives on");
@@ -215,7 +219,7 @@ fn call_that_is_full_blocks_nobody() {
     start_queue(&mut vmm).unwrap();
     vmm.driver.add_flush(0);
     vmm.driver.publish();
-    let deadline = Instant::now() + PATIENCE;
+    let deadline = Instant::now() + patience(PATIENCE);
     while vmm.driver.answers() == 0 {
         assert!(Instant::now() < deadline, "no answer");
     }
@@ -303,7 +307,7 @@ fn expect_rest(pid: u32) {
     let status = || std::fs::read_to_string(queue.join("status")).unwrap();
     let switches = |status: &str| status.lines().filter(|line| line.contains("ctxt")).count();
     assert_eq!(switches(&status()), 2);
-    let deadline = Instant::now() + PATIENCE;
+    let deadline = Instant::now() + patience(PATIENCE);
     loop {
         let before = status();
         thread::sleep(Duration::from_millis(100));

@@ -14,6 +14,7 @@ use std::path::Path;
 use std::thread;
 use std::time::{Duration, Instant};
 
+use guest_harness::patience;
 use rustix::event::{EventfdFlags, eventfd};
 use rustix::fs::{MemfdFlags, memfd_create};
 use rustix::net::{SendAncillaryBuffer, SendAncillaryMessage, SendFlags, sendmsg};
@@ -62,7 +63,7 @@ pub(crate) fn check(socket: &Path, fds: impl Fn() -> usize, idle: usize, data: &
     let mut vmm = Vmm::start(socket, Abilities::default());
     assert_eq!(vmm.driver.flush(), 0, "the next frontend");
     drop(vmm);
-    let deadline = Instant::now() + Duration::from_secs(10);
+    let deadline = Instant::now() + patience(Duration::from_secs(10));
     while fds() != idle {
         assert!(Instant::now() < deadline, "{} fds, of {idle}", fds());
         thread::sleep(Duration::from_millis(1));
@@ -245,7 +246,7 @@ impl Frontend {
         if self.is_garbled {
             return;
         }
-        let deadline = Instant::now() + Duration::from_secs(10);
+        let deadline = Instant::now() + patience(Duration::from_secs(10));
         let mut answers = Vec::new();
         loop {
             let mut bytes = [0; 4096];

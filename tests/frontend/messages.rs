@@ -7,7 +7,7 @@ use std::sync::mpsc::channel;
 use std::thread;
 use std::time::Duration;
 
-use guest_harness::Daemon;
+use guest_harness::{Daemon, patience};
 use proptest::prelude::*;
 use proptest::test_runner::TestRunner;
 
@@ -44,7 +44,7 @@ fn any_messages_leave_a_daemon_that_serves_the_next_frontend() {
     });
     let check = |data: Vec<u8>| {
         sender.send(data.clone()).unwrap();
-        assert!(is_done.recv_timeout(PATIENCE).is_ok(), "{data:?}");
+        assert!(is_done.recv_timeout(patience(PATIENCE)).is_ok(), "{data:?}");
     };
     for seed in fs::read_dir(SEEDS).unwrap() {
         check(fs::read(seed.unwrap().path()).unwrap());

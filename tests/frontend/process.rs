@@ -11,7 +11,7 @@ use std::process::Command;
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
-use guest_harness::{Daemon, fds};
+use guest_harness::{Daemon, fds, patience};
 use rustix::io::{FdFlags, fcntl_setfd};
 use rustix::process::Signal;
 use tempfile::TempDir;
@@ -171,7 +171,7 @@ fn daemon_that_polls_answers_without_a_kick() {
         assert_eq!(vmm.driver.flush(), 0);
     }
     // It has seen that requests come soon, looks for the next one, and wants no kick.
-    let deadline = Instant::now() + Duration::from_secs(20);
+    let deadline = Instant::now() + patience(Duration::from_secs(20));
     while vmm.driver.read_u32(USED) & 1 == 0 {
         assert!(Instant::now() < deadline, "kicks are wanted for ever");
     }

@@ -9,7 +9,7 @@ use std::process::Command;
 use std::thread;
 use std::time::{Duration, Instant};
 
-use guest_harness::Daemon;
+use guest_harness::{Daemon, patience};
 use rustix::process::{Uid, geteuid};
 use rustix::thread::{CapabilitySet, remove_capability_from_bounding_set, set_thread_uid};
 use tempfile::TempDir;
@@ -193,7 +193,7 @@ fn try_drop(control: &Path) -> Result<(), String> {
 
 /// Drops, once the kernel has told of all that was closed.
 fn drop_changes(control: &Path) {
-    let deadline = Instant::now() + Duration::from_secs(60);
+    let deadline = Instant::now() + patience(Duration::from_secs(60));
     while let Err(said) = try_drop(control) {
         assert!(Instant::now() < deadline, "{said}");
     }

@@ -8,7 +8,7 @@ use std::sync::Arc;
 use std::thread;
 use std::time::{Duration, Instant};
 
-use guest_harness::Random;
+use guest_harness::{Random, patience};
 use vhost_pmem::Unanswerable::{self, NoRoom, Queue, Unshared};
 
 use crate::driver::{
@@ -32,7 +32,7 @@ const STALE: u32 = 0;
 /// Waits for the device to have found that so many requests can't be answered.
 #[track_caller]
 fn expect_waiting(server: &Server, requests: u16, obstacle: Unanswerable, context: &str) {
-    let deadline = Instant::now() + PATIENCE;
+    let deadline = Instant::now() + patience(PATIENCE);
     loop {
         let waiting = server.device.waiting().map(|waiting| (waiting.requests, waiting.obstacle));
         if waiting == Some((requests, obstacle)) {
@@ -252,7 +252,7 @@ fn status_in_memory_that_shrank_while_synced_is_not_returned() {
     // The rings are there still.
     vmm.shrink_memory_to(STATUS - RAM);
     control.release();
-    let deadline = Instant::now() + PATIENCE;
+    let deadline = Instant::now() + patience(PATIENCE);
     while server.device.is_connected() {
         assert!(Instant::now() < deadline, "the connection is kept");
         thread::sleep(Duration::from_millis(1));

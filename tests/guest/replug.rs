@@ -8,7 +8,7 @@ use std::path::Path;
 use std::process;
 use std::time::{Duration, Instant};
 
-use guest_harness::{Daemon, Lab};
+use guest_harness::{Daemon, Lab, patience};
 
 use crate::filesystem::Filesystem;
 use crate::serve;
@@ -61,7 +61,7 @@ fn device_unplugged_by_qemu_lets_its_pages_go_and_comes_back_over_a_new_connecti
     vm.unplug("goes").unwrap();
     vm.wait_for("MARK gone").unwrap();
     // QEMU lets go of memory when none of its threads can be at it any more.
-    let deadline = Instant::now() + PATIENCE;
+    let deadline = Instant::now() + patience(PATIENCE);
     while is_mapped(&file, &daemon) {
         assert!(Instant::now() < deadline, "the pages are mapped still");
         std::thread::sleep(Duration::from_millis(10));

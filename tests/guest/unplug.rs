@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
-use guest_harness::{Daemon, Lab, Vm, VmBuilder};
+use guest_harness::{Daemon, Lab, Vm, VmBuilder, patience};
 use pfn_blk::{MemoryStore, NrPages, Pfn, PfnSpace, Region};
 use vhost_pmem::{Device, WindowChoice};
 
@@ -154,7 +154,7 @@ fn store_disabled_under_stores_is_taken_from_the_guest() {
     let (mut space, pfn) = serve_disposable(&socket);
     let vm = hammer(&lab, &socket, &stays);
     // The VMM has unmapped the pages when this returns.
-    space.disable(pfn, Duration::from_secs(60)).unwrap();
+    space.disable(pfn, patience(Duration::from_secs(60))).unwrap();
     vm.wait_for("MARK refused").unwrap();
     goes_on(&vm);
     vm.kill().unwrap();

@@ -8,7 +8,7 @@ use std::process::Command;
 use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::{Duration, Instant};
 
-use guest_harness::{Daemon, Held, Lab};
+use guest_harness::{Daemon, Held, Lab, patience};
 use tempfile::TempDir;
 
 use crate::DAEMON;
@@ -108,7 +108,7 @@ impl Device {
 
     /// Waits until nobody is connected, and the daemon is well.
     pub(crate) fn wait_until_free(&mut self) {
-        let deadline = Instant::now() + PATIENCE;
+        let deadline = Instant::now() + patience(PATIENCE);
         loop {
             let log = self.daemon.log();
             let gone = ["frontend left", "frontend dropped"].map(|line| log.matches(line).count());

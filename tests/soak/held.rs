@@ -4,7 +4,7 @@
 
 use std::time::{Duration, Instant};
 
-use guest_harness::{Daemon, Held};
+use guest_harness::{Daemon, Held, patience};
 
 /// By how much a daemon's memory may grow: an overlay's index grows with what was changed.
 const GROWTH_KIB_MAX: u64 = 4096;
@@ -14,7 +14,7 @@ const PATIENCE: Duration = Duration::from_secs(10);
 
 /// What `daemon` holds, once it waits for the next frontend: the threads of that are there already.
 pub(crate) fn settled(daemon: &Daemon) -> Held {
-    let deadline = Instant::now() + PATIENCE;
+    let deadline = Instant::now() + patience(PATIENCE);
     let mut last = daemon.held().unwrap();
     loop {
         std::thread::sleep(Duration::from_millis(300));

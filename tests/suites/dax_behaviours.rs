@@ -3,7 +3,9 @@
 //! dax-behaviours, of this workspace: what filesystems on DAX promise of mappings, holes, clones and
 //! more.
 
-use guest_harness::own_program;
+use std::time::Duration;
+
+use guest_harness::{own_program, patience};
 
 use crate::results::read_lines;
 use crate::suite::Suite;
@@ -16,7 +18,11 @@ pub(crate) const SUITE: Suite = Suite {
     // It makes its filesystems itself, and looks at each; it returns 1 for a case that failed.
     script: |place| {
         let filesystem = place.filesystem.name();
-        format!("dax-behaviours /mnt --device /dev/pmem0 --fs {filesystem} || [ $? = 1 ]")
+        // Emulated, a case takes seconds.
+        let seconds = patience(Duration::from_secs(240)).as_secs();
+        format!(
+            "dax-behaviours /mnt --device /dev/pmem0 --fs {filesystem} --patience {seconds} || [ $? = 1 ]"
+        )
     },
     read: read_lines,
     operations: |_| None,

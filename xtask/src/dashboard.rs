@@ -15,7 +15,7 @@ use std::thread::sleep;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail, ensure};
-use guest_harness::{Lab, VmBuilder, target_dir};
+use guest_harness::{Lab, VmBuilder, patience, target_dir};
 
 use self::panel::Dashboard;
 use self::picture::Picture;
@@ -113,7 +113,7 @@ impl Fleet {
     }
 
     fn wait_until_served(&self) -> Result<()> {
-        let until = Instant::now() + PATIENCE;
+        let until = Instant::now() + patience(PATIENCE);
         let log = || fs::read_to_string(self.dir.join("log"));
         while !log()?.contains("all devices that can be are served") {
             ensure!(Instant::now() < until, "the daemon doesn't begin:\n{}", log()?);

@@ -10,7 +10,7 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail, ensure};
-use guest_harness::{Lab, VmBuilder};
+use guest_harness::{Lab, VmBuilder, patience};
 use rustix::termios::{OptionalActions, Termios, tcgetattr, tcsetattr};
 
 /// Whoever sits before it may think.
@@ -39,7 +39,7 @@ pub(crate) fn run(options: &Options) -> Result<()> {
 /// Waits a little for a daemon that was started just before.
 fn await_daemon(socket: &Path) -> Result<()> {
     let is_there = || socket.metadata().is_ok_and(|meta| meta.file_type().is_socket());
-    let deadline = Instant::now() + PATIENCE;
+    let deadline = Instant::now() + patience(PATIENCE);
     while !is_there() {
         ensure!(
             Instant::now() < deadline,

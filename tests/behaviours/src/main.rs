@@ -32,6 +32,7 @@ mod sys;
 
 use std::path::PathBuf;
 use std::process::ExitCode;
+use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
 
@@ -39,17 +40,20 @@ use crate::case::Case;
 use crate::site::Site;
 
 const USAGE: &str = "\
-usage: dax-behaviours DIR --device DEVICE --fs ext4|xfs [--only TEXT] [--seed N] [--without-dax]
+usage: dax-behaviours DIR --device DEVICE --fs ext4|xfs [--only TEXT] [--seed N]
+                           [--patience S] [--without-dax]
        dax-behaviours --list
 
 Makes filesystems on DEVICE, so that ALL THAT IS ON IT IS LOST, and mounts them on DIR.
   --only TEXT    only the cases whose name contains TEXT
   --seed N       repeats what is random
+  --patience S   takes a case that runs for longer than S seconds to hang; 240 by default
   --without-dax  mounts without DAX, to check the cases themselves";
 
 struct Options {
     site: Site,
     only: String,
+    patience: Duration,
 }
 
 fn main() -> ExitCode {
@@ -77,14 +81,14 @@ fn run(options: &Options) -> Result<usize> {
     // So that one filesystem lasts as long as possible.
     cases.sort_by_key(|case: &Case| case.mounts);
     println!("seed {}", options.site.seed);
-    let failures = runner::run(&options.site, &cases)?;
+    let failures = runner::run(&options.site, &cases, options.patience)?;
     println!("done");
     Ok(failures)
 }
 
 fn parse(mut arguments: impl Iterator<Item = String>) -> Result<Options> {
     let (mut root, mut device, mut fs) = (None, None, None);
-    let (mut only, mut seed, mut dax) = (String::new(), 1, true);
+    let (mut only, mut seed, mut dax, mut patience) = (String::new(), 1, true, 240);
     while let Some(argument) = arguments.next() {
         let mut value = || arguments.next().with_context(|| format!("{argument} what?\n{USAGE}"));
         match argument.as_str() {
@@ -92,13 +96,18 @@ fn parse(mut arguments: impl Iterator<Item = String>) -> Result<Options> {
             "--fs" => fs = Some(value()?.parse()?),
             "--only" => only = value()?,
             "--seed" => seed = value()?.parse().context("--seed takes a number")?,
+            "--patience" => patience = value()?.parse().context("--patience takes seconds")?,
             "--without-dax" => dax = false,
             _ if root.is_none() && !argument.starts_with('-') => root = Some(argument.into()),
             _ => bail!("what is {argument}?\n{USAGE}"),
         }
     }
     let (Some(root), Some(device), Some(fs)) = (root, device, fs) else { bail!("{USAGE}") };
-    Ok(Options { site: Site { fs, dax, device, root, seed }, only })
+    Ok(Options {
+        site: Site { fs, dax, device, root, seed },
+        only,
+        patience: Duration::from_secs(patience),
+    })
 }
 
 #[cfg(test)]
@@ -114,6 +123,7 @@ mod tests {
     #[test]
     fn arguments_in_any_order_are_read() {
         let options = parse_line("--fs xfs /mnt --only map --device /dev/pmem0 --seed 7").unwrap();
+        assert_eq!(options.patience, Duration::from_secs(240));
         let site = options.site;
         assert_eq!((site.root, site.device), ("/mnt".into(), "/dev/pmem0".into()));
         assert_eq!((site.seed, site.dax, options.only.as_str()), (7, true, "map"));

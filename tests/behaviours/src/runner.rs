@@ -10,20 +10,17 @@ use crate::case::{Case, Skip};
 use crate::site::Site;
 use crate::sys::{Child, End};
 
-/// After this long a case is taken to hang. An emulated guest on a busy machine is slow.
-const PATIENCE: Duration = Duration::from_secs(240);
-
 /// A case's verdict, as the status of its process.
 const OK: u8 = 0;
 const FAILED: u8 = 1;
 const SKIPPED: u8 = 2;
 
-/// Runs `cases`; returns how many failed.
+/// Runs `cases`; returns how many failed. One that takes longer than `patience` is taken to hang.
 ///
 /// # Errors
 ///
 /// When there can be no filesystem to go on with.
-pub(crate) fn run(site: &Site, cases: &[Case]) -> Result<usize> {
+pub(crate) fn run(site: &Site, cases: &[Case], patience: Duration) -> Result<usize> {
     let mut failures = 0;
     let mut usable = false;
     for (index, case) in cases.iter().enumerate() {
@@ -32,7 +29,7 @@ pub(crate) fn run(site: &Site, cases: &[Case]) -> Result<usize> {
             site.make(&[])?;
             site.mount()?;
         }
-        let good = run_case(site, case)?;
+        let good = run_case(site, case, patience)?;
         failures += usize::from(!good);
         if good && !case.mounts {
             site.clear().context("cannot remove what the case left")?;
@@ -48,12 +45,12 @@ pub(crate) fn run(site: &Site, cases: &[Case]) -> Result<usize> {
 }
 
 /// Runs a case and prints its line; returns whether it didn't fail.
-fn run_case(site: &Site, case: &Case) -> Result<bool> {
+fn run_case(site: &Site, case: &Case, patience: Duration) -> Result<bool> {
     let mut child = Child::run(|| verdict(case, (case.run)(site)))?;
-    let Some(end) = child.wait_for(PATIENCE)? else {
+    let Some(end) = child.wait_for(patience)? else {
         println!("FAIL {}: it hangs", case.name);
         child.kill();
-        if child.wait_for(Duration::from_secs(10))?.is_none() {
+        if child.wait_for(patience)?.is_none() {
             bail!("it can't be killed either, so this is the end");
         }
         return Ok(false);

@@ -8,6 +8,7 @@ use std::io::Write;
 use std::os::unix::net::UnixStream;
 use std::time::{Duration, Instant};
 
+use guest_harness::patience;
 use rustix::process::{Pid, Signal, kill_process};
 
 use super::scrape::Metrics;
@@ -56,7 +57,7 @@ fn fleet_tells_of_all_devices_and_of_itself() {
     // One that is killed comes again, and has done nothing yet.
     kill_process(fleet.processes()["a"], Signal::KILL).unwrap();
     drop(a);
-    let deadline = Instant::now() + Duration::from_secs(60);
+    let deadline = Instant::now() + patience(Duration::from_secs(60));
     let metrics = loop {
         let metrics = Metrics::scrape(&fleet.path("metrics"));
         if metrics.value("vhost_pmem_restarts_total{device=\"a\"}") == 1.0
@@ -109,7 +110,7 @@ fn clients_that_wait_for_a_device_that_hangs_are_only_so_many() {
     // And each device is asked once, not for each of them.
     assert!((20..=64).contains(&most[0]) && most[1] <= 3, "{most:?} threads");
     kill_process(stopped, Signal::CONT).unwrap();
-    let deadline = Instant::now() + Duration::from_secs(60);
+    let deadline = Instant::now() + patience(Duration::from_secs(60));
     while threads("scrape") > 0 {
         assert!(Instant::now() < deadline, "they are there still");
         std::thread::sleep(Duration::from_millis(10));

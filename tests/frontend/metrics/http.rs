@@ -9,7 +9,7 @@ use std::os::unix::net::UnixStream;
 use std::process::Command;
 use std::time::{Duration, Instant};
 
-use guest_harness::Daemon;
+use guest_harness::{Daemon, patience};
 
 use super::scrape::ask;
 use super::{DAEMON, PATIENCE, Place};
@@ -71,7 +71,7 @@ fn clients_that_are_slow_hold_up_nobody_and_are_gone_after_a_while() {
     assert_eq!(vmm.driver.flush(), 0);
     assert!(tasks() <= before + 64, "{before} threads, then {}", tasks());
 
-    let deadline = Instant::now() + PATIENCE;
+    let deadline = Instant::now() + patience(PATIENCE);
     while tasks() > before {
         assert!(Instant::now() < deadline, "their threads are there still");
         // A byte now and then is not what is waited for.
@@ -90,14 +90,14 @@ fn port_of_this_host_is_answered_at() {
     let log = daemon.log();
     let address = log.split_once("metrics address=").unwrap().1.lines().next().unwrap();
     let mut stream = TcpStream::connect(address).unwrap();
-    stream.set_read_timeout(Some(PATIENCE)).unwrap();
+    stream.set_read_timeout(Some(patience(PATIENCE))).unwrap();
     let huge = format!("GET /metrics HTTP/1.1\r\nX: {}", "x".repeat(500_000));
     stream.write_all(huge.as_bytes()).unwrap();
     let mut response = String::new();
     stream.read_to_string(&mut response).unwrap();
     assert!(response.starts_with("HTTP/1.1 400 Bad Request\r\n"), "{response}");
     let mut stream = TcpStream::connect(address).unwrap();
-    stream.set_read_timeout(Some(PATIENCE)).unwrap();
+    stream.set_read_timeout(Some(patience(PATIENCE))).unwrap();
     stream.write_all(b"GET /metrics HTTP/1.1\r\n\r\n").unwrap();
     let mut response = String::new();
     stream.read_to_string(&mut response).unwrap();

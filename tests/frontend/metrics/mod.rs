@@ -17,7 +17,7 @@ use std::process::Command;
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
-use guest_harness::Daemon;
+use guest_harness::{Daemon, patience};
 use serde_json::Value;
 use tempfile::TempDir;
 
@@ -62,7 +62,7 @@ impl Place {
     /// Its status, once `is_so`, and its metrics at that time.
     #[track_caller]
     fn both_when(&self, is_so: impl Fn(&Value) -> bool) -> (Value, Metrics) {
-        let deadline = Instant::now() + PATIENCE;
+        let deadline = Instant::now() + patience(PATIENCE);
         loop {
             let (status, metrics) = (self.status(), self.scrape());
             if is_so(&status) && measured(&status) == measured(&self.status()) {

@@ -8,6 +8,8 @@ use std::os::unix::net::UnixStream;
 use std::path::Path;
 use std::time::Duration;
 
+use guest_harness::patience;
+
 /// No scrape takes as long.
 const PATIENCE: Duration = Duration::from_secs(30);
 
@@ -107,7 +109,7 @@ impl Metrics {
 /// Sends `request` to a Unix socket, and reads until the end.
 pub(crate) fn ask(socket: &Path, request: &[u8]) -> String {
     let mut stream = UnixStream::connect(socket).unwrap();
-    stream.set_read_timeout(Some(PATIENCE)).unwrap();
+    stream.set_read_timeout(Some(patience(PATIENCE))).unwrap();
     // Of one that is too long the daemon may read a part.
     let _ = stream.write_all(request);
     let mut response = String::new();

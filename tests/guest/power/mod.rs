@@ -11,7 +11,9 @@ use std::path::PathBuf;
 use std::process::Command;
 use std::time::{Duration, Instant};
 
-use guest_harness::{Daemon, Lab, Random, Rounds, VmBuilder, VolatileDisks, serve_volatile_disks};
+use guest_harness::{
+    Daemon, Lab, Random, Rounds, VmBuilder, VolatileDisks, patience, serve_volatile_disks,
+};
 use rustix::process::Signal;
 use tempfile::TempDir;
 
@@ -258,7 +260,7 @@ impl<'lab> Machine<'lab> {
             true => disks.cut_after(random.below(100)).unwrap(),
             false => disks.cut_in_sync_after(random.below(10)).unwrap(),
         }
-        let limit = Instant::now() + CUT_LIMIT;
+        let limit = Instant::now() + patience(CUT_LIMIT);
         let has_ended = || vm.serial().contains("MARK done") || Instant::now() > limit;
         let cut = disks.wait_for_cut_or(has_ended).unwrap();
         // It goes first, so that nothing that fails from now on reaches the guest.

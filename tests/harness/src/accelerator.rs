@@ -2,8 +2,6 @@
 
 //! What runs the guests' code.
 
-use std::time::Duration;
-
 use anyhow::{Result, bail};
 
 /// Names the accelerator, where that isn't TCG.
@@ -44,15 +42,6 @@ impl Accelerator {
         match self {
             Self::Tcg => ["-accel", "tcg", "-cpu", "max"],
             Self::Kvm => ["-accel", "kvm", "-cpu", "host"],
-        }
-    }
-
-    /// How long to give what may take `limit` under TCG. A CPU that is emulated is slower at being
-    /// two.
-    pub(crate) fn patience(self, limit: Duration) -> Duration {
-        match self {
-            Self::Tcg => limit,
-            Self::Kvm => 5 * limit,
         }
     }
 }

@@ -19,6 +19,7 @@ use crate::initramfs;
 use crate::kernel::{Kernel, KernelTree};
 use crate::lab::Lab;
 use crate::outcome::Outcome;
+use crate::patience::patience;
 use crate::vm::{Vm, VmFiles};
 
 /// What a guest may do to a disk.
@@ -227,7 +228,8 @@ impl<'lab> VmBuilder<'lab> {
         self
     }
 
-    /// Kills the VM after this long; by default after 120 seconds.
+    /// Kills the VM after this long, or later on a slow machine ([`patience`]); by default after 120
+    /// seconds.
     #[must_use]
     pub fn time_limit(mut self, limit: Duration) -> Self {
         self.time_limit = limit;
@@ -266,7 +268,7 @@ impl<'lab> VmBuilder<'lab> {
         let initramfs = files.path("initramfs");
         let kernel = self.write_initramfs(&initramfs)?;
         let accelerator = Accelerator::in_use()?;
-        let limit = accelerator.patience(self.time_limit);
+        let limit = patience(self.time_limit);
         if let Some(vmm) = &self.other_vmm {
             let mut vmm = vmm.command(&kernel.image, &initramfs, self.memory_mib, self.cpus);
             vmm.arg("--cmdline").arg(self.kernel_command_line());

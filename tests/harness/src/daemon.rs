@@ -15,6 +15,7 @@ use tempfile::TempDir;
 
 use crate::console::{Console, End};
 use crate::held::Held;
+use crate::patience::patience;
 
 /// A running daemon on a socket of its own; dropping it kills it.
 pub struct Daemon {
@@ -152,16 +153,17 @@ impl Daemon {
         Ok(kill_process(Pid::from_child(&self.child), signal)?)
     }
 
-    /// Kills it, and waits for at most `patience` for it to be gone.
+    /// Kills it, and waits for it to be gone, for at most `limit` on a quiet machine.
     ///
     /// # Errors
     ///
     /// If it can't be killed, or is there still.
-    pub fn kill(mut self, patience: Duration) -> Result<()> {
+    pub fn kill(mut self, limit: Duration) -> Result<()> {
         self.signal(Signal::KILL)?;
-        let deadline = Instant::now() + patience;
+        let limit = patience(limit);
+        let deadline = Instant::now() + limit;
         while self.child.try_wait()?.is_none() {
-            ensure!(Instant::now() < deadline, "killed, and there still after {patience:?}");
+            ensure!(Instant::now() < deadline, "killed, and there still after {limit:?}");
             thread::sleep(Duration::from_millis(10));
         }
         Ok(())

@@ -9,6 +9,7 @@ use anyhow::{Error, Result, ensure};
 use serde_json::{Value, json};
 
 use crate::builder::{VmBuilder, escaped};
+use crate::patience::patience;
 use crate::vm::Vm;
 
 /// How long a guest may take to let a device go.
@@ -39,7 +40,7 @@ impl Vm {
     /// When QEMU refuses, or the guest doesn't let it go.
     pub fn unplug(&self, id: &str) -> Result<()> {
         self.qmp("device_del", &json!({ "id": id }))?;
-        let deadline = Instant::now() + PATIENCE;
+        let deadline = Instant::now() + patience(PATIENCE);
         while self.has_device(id)? {
             ensure!(Instant::now() < deadline, "the guest doesn't let {id} go");
             std::thread::sleep(Duration::from_millis(20));
@@ -61,7 +62,7 @@ impl Vm {
     /// When QEMU refuses, as where the device is there still.
     pub fn remove_chardev(&self, id: &str) -> Result<()> {
         let chardev = json!({ "id": format!("{id}-chardev") });
-        let deadline = Instant::now() + PATIENCE;
+        let deadline = Instant::now() + patience(PATIENCE);
         loop {
             match self.qmp("chardev-remove", &chardev) {
                 Err(error) if is_busy(&error) && Instant::now() < deadline => {

@@ -26,6 +26,7 @@
 //!
 //! - Every package is verified by apt against Debian's archive keyring.
 //! - A part of the cache is complete or absent, and is rebuilt when its recipe changes.
+//! - Time limits are those of a quiet machine, and longer where it is slower: [`patience()`].
 //! - A VM ends by its time limit at the latest, with its [`Vm`], and with the process that started
 //!   it.
 //!
@@ -51,6 +52,7 @@
 //! | [`Outcome`] | how it ended |
 //! | [`Daemon`] | a `vhost-pmemd` to attach guests to |
 //! | [`VolatileDisks`] | disks that lose what was not synced when their power is cut |
+//! | [`patience()`] | a time limit that suits the machine |
 //! | [`start_again`] | a process of the test's own |
 //! | [`Rounds`], [`Random`] | chance that can be repeated |
 //! | [`host_program`] | a program of a Debian package, to be run on the host |
@@ -96,6 +98,7 @@ mod kvm_host;
 mod lab;
 mod modules;
 mod outcome;
+mod patience;
 mod progress;
 mod qemu;
 mod qmp;
@@ -119,6 +122,7 @@ pub use kernel::Kernel;
 pub use kvm_host::{InstalledKvmHost, KvmHost};
 pub use lab::{Lab, host_program};
 pub use outcome::Outcome;
+pub use patience::patience;
 pub use qemu::{Qemu, Version};
 pub use random::{Random, Rounds};
 pub use store::target_dir;

@@ -10,13 +10,15 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, bail};
 use serde_json::{Value, json};
 
+use crate::patience::patience;
+
 /// How long QEMU may take to open its socket, and then for each answer.
 const PATIENCE: Duration = Duration::from_secs(60);
 
 /// Runs `command` and returns what QEMU returns.
 pub(crate) fn execute(socket: &Path, command: &str, arguments: &Value) -> Result<Value> {
     let stream = connect(socket).context("cannot connect to QEMU's monitor")?;
-    stream.set_read_timeout(Some(PATIENCE))?;
+    stream.set_read_timeout(Some(patience(PATIENCE)))?;
     let mut monitor = Monitor { reader: BufReader::new(stream.try_clone()?), writer: stream };
     monitor.receive()?; // the greeting
     monitor.run("qmp_capabilities", &json!({}))?;
@@ -24,7 +26,7 @@ pub(crate) fn execute(socket: &Path, command: &str, arguments: &Value) -> Result
 }
 
 fn connect(socket: &Path) -> std::io::Result<UnixStream> {
-    let deadline = Instant::now() + PATIENCE;
+    let deadline = Instant::now() + patience(PATIENCE);
     loop {
         match UnixStream::connect(socket) {
             Err(_) if Instant::now() < deadline => std::thread::sleep(Duration::from_millis(20)),

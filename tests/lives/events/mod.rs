@@ -9,7 +9,7 @@ mod up;
 use std::thread;
 use std::time::{Duration, Instant};
 
-use guest_harness::Fault;
+use guest_harness::{Fault, patience};
 
 use crate::life::{Life, Outcome};
 
@@ -147,7 +147,7 @@ pub(crate) fn all(life: &mut Life, names: &[&str]) -> Outcome {
 
 /// Tries something until it is done; or says what keeps it from that.
 fn eventually<T>(mut attempt: impl FnMut() -> Result<T, String>) -> Result<T, String> {
-    let deadline = Instant::now() + PATIENCE;
+    let deadline = Instant::now() + patience(PATIENCE);
     loop {
         match attempt() {
             Err(obstacle) if Instant::now() < deadline => drop(obstacle),

@@ -11,7 +11,7 @@ use std::thread::sleep;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
-use guest_harness::host_program;
+use guest_harness::{host_program, patience};
 use serde::Deserialize;
 
 use super::{Ends, PATIENCE};
@@ -56,7 +56,7 @@ impl Prometheus {
         let log = File::create(dir.join("prometheus.log"))?;
         let process = command.stdin(Stdio::null()).stdout(log.try_clone()?).stderr(log).spawn();
         let process = Ends(process.context("cannot start prometheus")?);
-        let until = Instant::now() + PATIENCE;
+        let until = Instant::now() + patience(PATIENCE);
         while TcpStream::connect(&address).is_err() {
             let log = || fs::read_to_string(dir.join("prometheus.log")).unwrap_or_default();
             ensure!(Instant::now() < until, "prometheus doesn't begin:\n{}", log());

@@ -23,7 +23,7 @@ use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
 use clap::ValueEnum;
-use guest_harness::{Lab, target_dir};
+use guest_harness::{Lab, patience, target_dir};
 
 use self::boot::Setup;
 use self::device::Device;
@@ -99,7 +99,7 @@ pub(crate) struct Options {
     /// Write the results to this file, as JUnit XML
     #[arg(long, value_name = "FILE")]
     junit: Option<PathBuf>,
-    /// Kill the guest when a test takes longer
+    /// Kill the guest when a test takes longer, in seconds on a quiet machine
     #[arg(long, value_name = "SECS", default_value_t = 900, value_parser = clap::value_parser!(u64).range(1..))]
     timeout_per_test: u64,
     /// The size of each device in MiB, a power of two
@@ -165,7 +165,7 @@ pub(crate) fn run(options: &Options) -> Result<()> {
         suite_disk: &suite_disk,
         filesystem: options.fs,
         device_mib: options.mib,
-        limit: Duration::from_secs(options.timeout_per_test),
+        limit: patience(Duration::from_secs(options.timeout_per_test)),
     };
     println!("{} tests on {}, kept in {}", tests.len(), options.fs.name(), dir.display());
     let ours = run_on(&setup, &Device::Ours(target_dir().join("debug/vhost-pmemd")), &tests, &dir)?;

@@ -7,6 +7,7 @@ use std::sync::mpsc::{Receiver, RecvTimeoutError};
 use std::time::{Duration, Instant};
 
 use anyhow::{Result, bail};
+use guest_harness::patience;
 
 use super::verdict::{Ended, Verdict};
 
@@ -63,8 +64,10 @@ impl Watch {
     pub(crate) fn follow(&mut self, mut on_end: impl FnMut(&Ended)) -> Result<End> {
         loop {
             let patience = match &self.running {
-                Some(running) => (self.limit + GRACE).saturating_sub(running.began.elapsed()),
-                None => BETWEEN_TESTS,
+                Some(running) => {
+                    (self.limit + patience(GRACE)).saturating_sub(running.began.elapsed())
+                }
+                None => patience(BETWEEN_TESTS),
             };
             match self.lines.recv_timeout(patience) {
                 Err(RecvTimeoutError::Timeout) => return Ok(End::Hung),
