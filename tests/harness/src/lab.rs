@@ -96,6 +96,15 @@ impl Lab {
         disk::of_directory(dir, leave_out, image, &self.userland)
     }
 
+    /// The release of the default kernel, such as `6.12.57+deb13-cloud-amd64`.
+    ///
+    /// # Errors
+    ///
+    /// As [`Lab::open`].
+    pub fn kernel_release(&self) -> Result<String> {
+        Ok(self.kernel(Kernel::default())?.0.release)
+    }
+
     pub(crate) fn userland(&self) -> &Tree {
         &self.userland
     }

@@ -10,9 +10,10 @@ use std::time::Duration;
 use anyhow::{Context, Result, bail};
 use guest_harness::{Access, Lab, Outcome, VmBuilder};
 
-use super::Filesystem;
 use super::artefacts;
 use super::device::Device;
+use super::interrupt::Interrupt;
+use super::options::{Dax, Filesystem};
 use super::verdict::Ended;
 use super::watch::{End, Watch};
 use crate::process::run;
@@ -29,8 +30,11 @@ pub(crate) struct Setup<'a> {
     pub(crate) root_disk: &'a Path,
     pub(crate) suite_disk: &'a Path,
     pub(crate) filesystem: Filesystem,
+    pub(crate) dax: Dax,
     pub(crate) device_mib: u64,
+    /// Of a test.
     pub(crate) limit: Duration,
+    pub(crate) interrupt: &'a Interrupt,
 }
 
 impl Setup<'_> {
@@ -52,19 +56,21 @@ impl Setup<'_> {
         mke2fs.args(["-qF", "-t", "ext4", "-O", "^has_journal"]).arg(&results);
         run(mke2fs.arg(RESULTS_SIZE))?;
 
+        let log_writes = tempfile::NamedTempFile::new_in(&dir)?;
+        log_writes.as_file().set_len(self.device_mib << 20)?;
         let (sender, lines) = channel();
         let vm = self
-            .guest(&results, tests)
+            .guest(&results, log_writes.path(), tests)
             .on_line(move |line| sender.send(line.to_owned()).unwrap_or_default());
         let (vm, devices) = device.attach(vm, &dir, self.device_mib)?;
         let vm = vm.boot()?;
-        let mut watch = Watch::new(lines, self.limit);
+        let mut watch = Watch::new(lines, self.limit, self.interrupt);
         let end = watch.follow(&mut on_end)?;
-        let outcome = if end == End::Hung { vm.kill()? } else { vm.wait()? };
+        let outcome = if end == End::Gone { vm.wait()? } else { vm.kill()? };
         fs::write(dir.join("console.log"), &outcome.serial)?;
         let trouble = devices.finish(&dir)?;
         let ended = watch.conclude(end, outcome.qemu_status, trouble, on_end);
-        if ended.is_empty() {
+        if ended.is_empty() && !self.interrupt.came() {
             bail!("the guest got to no test: {}", last_words(&outcome));
         }
         artefacts::keep(self.lab, &dir, &ended, kept)
@@ -73,7 +79,7 @@ impl Setup<'_> {
     }
 
     /// The guest, but for what it is tested on.
-    fn guest(&self, results: &Path, tests: &[String]) -> VmBuilder<'_> {
+    fn guest(&self, results: &Path, log_writes: &Path, tests: &[String]) -> VmBuilder<'_> {
         let vm = self
             .lab
             .vm()
@@ -81,9 +87,11 @@ impl Setup<'_> {
             .cpus(2)
             .time_limit(EVER)
             .module("overlay")
+            .module("loop")
             .disk(self.root_disk, Access::ReadOnly)
             .disk(self.suite_disk, Access::ReadOnly)
             .disk(results, Access::ReadWrite)
+            .disk(log_writes, Access::ReadWrite)
             .script(&self.script(tests));
         match self.filesystem {
             Filesystem::Ext4 => vm,
@@ -100,8 +108,9 @@ impl Setup<'_> {
         };
         format!(
             "cat >/run-tests <<'END_OF_TESTS'\nFSTYP={} MKFS='{mkfs}' MKFS_OPTIONS='{options}' \
-             LIMIT={}\nTESTS=({})\n{}END_OF_TESTS\n{}",
+             DAX={} LIMIT={}\nTESTS=({})\n{}END_OF_TESTS\n{}",
             self.filesystem.name(),
+            self.dax.mount_option(),
             self.limit.as_secs(),
             tests.join(" "),
             include_str!("run_tests.sh"),

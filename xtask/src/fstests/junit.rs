@@ -4,27 +4,34 @@
 
 use std::fmt::Write;
 
+use super::about::About;
 use super::report::Row;
 use super::verdict::Verdict;
 
 /// One suite, of the tests on our device. A test that ends in the same way on the baseline counts as
 /// skipped, so that the file and the exit status say the same.
-pub(crate) fn xml(name: &str, rows: &[Row]) -> String {
+pub(crate) fn xml(name: &str, about: &About, rows: &[Row]) -> String {
     let count = |word| rows.iter().filter(|row| outcome(row).0 == word).count();
     let seconds: f64 = rows.iter().map(|row| row.ours.elapsed.as_secs_f64()).sum();
     let mut xml = format!(
         "<?xml version=\"1.0\" encoding=\"UTF-8\"?>\n\
-         <testsuite name=\"{}\" tests=\"{}\" failures=\"{}\" errors=\"{}\" skipped=\"{}\" time=\"{seconds:.3}\">\n",
+         <testsuite name=\"{}\" tests=\"{}\" failures=\"{}\" errors=\"{}\" skipped=\"{}\" time=\"{seconds:.3}\" timestamp=\"{}\">\n  <properties>\n",
         escaped(name),
         rows.len(),
         count("failure"),
         count("error"),
         count("skipped"),
+        // Which says nothing of time zones.
+        about.date.trim_end_matches('Z'),
     );
+    for (name, value) in &about.facts {
+        // Writing to a string can't fail.
+        let _ = writeln!(xml, "    <property name=\"{name}\" value=\"{}\"/>", escaped(value));
+    }
+    xml += "  </properties>\n";
     for row in rows {
         let ended = &row.ours;
         let (dir, _) = ended.test.split_once('/').unwrap_or_default();
-        // Writing to a string can't fail.
         let _ = write!(
             xml,
             "  <testcase classname=\"{}\" name=\"{}\" time=\"{:.3}\"",
@@ -97,9 +104,14 @@ mod tests {
             row("generic/005", Verdict::Hung("5 s".into()), None),
             row("generic/006", Verdict::Hung("5 s".into()), Some(failed())),
         ];
-        let xml = xml("ext4", &rows);
+        let about = About {
+            date: "2026-01-02T03:04:05Z".into(),
+            facts: vec![("options", "--group \"a\"".into())],
+        };
+        let xml = xml("ext4", &about, &rows);
         for expected in [
-            "<testsuite name=\"ext4\" tests=\"6\" failures=\"1\" errors=\"2\" skipped=\"2\" time=\"6.000\">",
+            "<testsuite name=\"ext4\" tests=\"6\" failures=\"1\" errors=\"2\" skipped=\"2\" time=\"6.000\" timestamp=\"2026-01-02T03:04:05\">",
+            "    <property name=\"options\" value=\"--group &quot;a&quot;\"/>",
             "<testcase classname=\"generic\" name=\"generic/001\" time=\"1.000\"/>",
             "<failure message=\"failed: a &lt; &quot;b&quot;\u{fffd}; on the baseline: passed\">output &amp; more</failure>",
             "<skipped message=\"failed: a &lt; &quot;b&quot;\u{fffd}; the same on the baseline\"/>",

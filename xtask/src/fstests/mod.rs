@@ -3,14 +3,17 @@
 //! `cargo xtask fstests`: the file systems' own regression tests, xfstests, in a guest on two devices
 //! of ours.
 //!
-//! A guest runs one test after another. A test that hangs or crashes its guest ends it, and the next
-//! boot, on new devices, goes on with the one after it. With a baseline all of that is done again on
+//! A guest runs one `check` for all tests that are left. A test that hangs or crashes its guest ends it,
+//! and the next boot, on new devices, goes on with the one after it. With a baseline all of that is done again on
 //! QEMU's own device, which tells what is the guest kernel's fault.
 
+mod about;
 mod artefacts;
 mod boot;
 mod device;
+mod interrupt;
 mod junit;
+mod options;
 mod report;
 mod suite;
 mod verdict;
@@ -22,11 +25,14 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
-use clap::ValueEnum;
 use guest_harness::{Lab, patience, target_dir};
 
+use self::about::About;
 use self::boot::Setup;
-use self::device::Device;
+use self::device::{Device, Ours, Table};
+use self::interrupt::Interrupt;
+use self::options::Filesystem;
+pub(crate) use self::options::Options;
 use self::report::Row;
 use self::suite::{Suite, Wanted};
 use self::verdict::Ended;
@@ -78,65 +84,6 @@ const PACKAGES: [&str; 39] = [
 /// What isn't part of a built tree: what earlier runs of `check` left, and the history.
 const LEFT_OUT: [&str; 2] = ["results", ".git"];
 
-/// The command's options.
-#[derive(clap::Args)]
-pub(crate) struct Options {
-    /// A built xfstests: the directory with `check` in it
-    #[arg(long, value_name = "DIR")]
-    xfstests: PathBuf,
-    /// The file system, on which both devices are mounted with -o dax=always
-    #[arg(long, default_value = "ext4")]
-    fs: Filesystem,
-    /// Run the tests of these groups, such as quick or xfs/quick; auto, if no test is named either
-    #[arg(long, value_delimiter = ',')]
-    group: Vec<String>,
-    /// Leave out these tests and groups
-    #[arg(long, value_delimiter = ',')]
-    exclude: Vec<String>,
-    /// Run the tests on QEMU's own device as well, and blame us for what fails on ours alone
-    #[arg(long)]
-    baseline: bool,
-    /// Write the results to this file, as JUnit XML
-    #[arg(long, value_name = "FILE")]
-    junit: Option<PathBuf>,
-    /// Kill the guest when a test takes longer, in seconds on a quiet machine
-    #[arg(long, value_name = "SECS", default_value_t = 900, value_parser = clap::value_parser!(u64).range(1..))]
-    timeout_per_test: u64,
-    /// The size of each device in MiB, a power of two
-    #[arg(long, value_name = "MIB", default_value_t = 4096, value_parser = power_of_two)]
-    mib: u64,
-    /// Run these tests, such as generic/001, beside those of the groups
-    #[arg(value_name = "TEST")]
-    tests: Vec<String>,
-}
-
-/// What the devices are formatted with.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
-pub(crate) enum Filesystem {
-    Ext4,
-    Xfs,
-}
-
-impl Filesystem {
-    /// As xfstests names it.
-    pub(crate) fn name(self) -> &'static str {
-        match self {
-            Self::Ext4 => "ext4",
-            Self::Xfs => "xfs",
-        }
-    }
-}
-
-fn power_of_two(text: &str) -> Result<u64, String> {
-    let mib: u64 = text.parse().map_err(|error| format!("{error}"))?;
-    // Smaller ones hold no XFS.
-    if mib.is_power_of_two() && mib >= 512 {
-        Ok(mib)
-    } else {
-        Err("a power of two from 512 on is needed".into())
-    }
-}
-
 /// Runs the tests. It's an error if one is to be blamed on us.
 pub(crate) fn run(options: &Options) -> Result<()> {
     let suite = Suite::open(&options.xfstests).context("--xfstests")?;
@@ -148,6 +95,11 @@ pub(crate) fn run(options: &Options) -> Result<()> {
     };
     let wanted = Wanted { groups, tests: &options.tests, excluded: &options.exclude };
     let tests = suite.select(options.fs, &wanted)?;
+    let table = options.table.as_deref().map(Table::read).transpose().context("--table")?;
+    if options.dry_run {
+        tests.iter().for_each(|test| println!("{test}"));
+        return Ok(());
+    }
     if let Some(path) = &options.junit {
         // Better now than after hours.
         fs::write(path, "").with_context(|| format!("cannot write {}", path.display()))?;
@@ -156,37 +108,57 @@ pub(crate) fn run(options: &Options) -> Result<()> {
     let lab = Lab::open()?;
     let root_disk = lab.root_disk("fstests-root", &PACKAGES)?;
     run_command(&mut cargo(["build", "--quiet", "--package", "vhost-pmemd"]))?;
+    let program = target_dir().join("debug/vhost-pmemd");
+    let about = About::new(&lab, suite.dir(), &program, &root_disk, options.fs)?;
     let dir = new_directory(options.fs)?;
     let suite_disk = dir.join("xfstests.img");
     lab.disk_of(suite.dir(), &LEFT_OUT, &suite_disk)?;
+    let interrupt = Interrupt::on_signals()?;
     let setup = Setup {
         lab: &lab,
         root_disk: &root_disk,
         suite_disk: &suite_disk,
         filesystem: options.fs,
+        dax: options.dax,
         device_mib: options.mib,
         limit: patience(Duration::from_secs(options.timeout_per_test)),
+        interrupt: &interrupt,
     };
     println!("{} tests on {}, kept in {}", tests.len(), options.fs.name(), dir.display());
-    let ours = run_on(&setup, &Device::Ours(target_dir().join("debug/vhost-pmemd")), &tests, &dir)?;
-    let baseline = match options.baseline {
-        true => run_on(&setup, &Device::Baseline, &tests, &dir)?,
-        false => Vec::new(),
-    };
+    let device = Device::Ours(Ours { program, window: options.window, table });
+    let (mut ours, mut baseline) = (Vec::new(), Vec::new());
+    let mut result = run_on(&setup, &device, &tests, &dir, &mut ours);
+    if options.baseline && result.is_ok() {
+        result = run_on(&setup, &Device::Baseline, &tests, &dir, &mut baseline);
+    }
     fs::remove_file(suite_disk)?;
 
     let baseline: BTreeMap<_, _> =
         baseline.into_iter().map(|ended| (ended.test, ended.verdict)).collect();
     let row = |ours: Ended| Row { baseline: baseline.get(&ours.test).cloned(), ours };
     let rows: Vec<_> = ours.into_iter().map(row).collect();
-    let table = report::table(&rows);
+    // Also of a run that came to no end.
+    let table = format!("{about}\n{}", report::table(&rows));
     println!("\n{table}");
     fs::write(dir.join("table.txt"), table)?;
     if let Some(path) = &options.junit {
         let name = format!("xfstests on {}", options.fs.name());
-        fs::write(path, junit::xml(&name, &rows))
+        fs::write(path, junit::xml(&name, &about, &rows))
             .with_context(|| format!("cannot write {}", path.display()))?;
     }
+    ensure!(
+        !interrupt.came(),
+        "interrupted: {} of {} tests have a result{}; see {}",
+        rows.len(),
+        tests.len(),
+        if options.baseline {
+            format!(", {} on QEMU's own", baseline.len())
+        } else {
+            String::new()
+        },
+        dir.display()
+    );
+    result?;
     let worse: Vec<_> =
         rows.iter().filter(|row| row.is_worse()).map(|row| row.ours.test.as_str()).collect();
     let where_else = if options.baseline { ", and not on QEMU's own" } else { "" };
@@ -199,13 +171,19 @@ pub(crate) fn run(options: &Options) -> Result<()> {
     Ok(())
 }
 
-/// Runs all of `tests` on `device`, in as many boots as that takes.
-fn run_on(setup: &Setup<'_>, device: &Device, tests: &[String], dir: &Path) -> Result<Vec<Ended>> {
-    let mut all: Vec<Ended> = Vec::new();
+/// Runs all of `tests` on `device`, in as many boots as that takes, until interrupted; `all` has those
+/// that ended.
+fn run_on(
+    setup: &Setup<'_>,
+    device: &Device,
+    tests: &[String],
+    dir: &Path,
+    all: &mut Vec<Ended>,
+) -> Result<()> {
     for boot in 1.. {
         let is_left = |test: &&String| all.iter().all(|ended| ended.test != **test);
         let left: Vec<_> = tests.iter().filter(is_left).cloned().collect();
-        if left.is_empty() {
+        if left.is_empty() || setup.interrupt.came() {
             break;
         }
         let report = |ended: &Ended| {
@@ -222,7 +200,7 @@ fn run_on(setup: &Setup<'_>, device: &Device, tests: &[String], dir: &Path) -> R
         let dir = kept.join(format!("boot-{boot}"));
         all.append(&mut setup.boot(device, &left, &dir, &kept, report)?);
     }
-    Ok(all)
+    Ok(())
 }
 
 /// A directory for this run, with a name that no other has: `target/fstests/ext4-1`.

@@ -1,5 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
-# Runs in the guest's root, by bash. Set before: FSTYP, MKFS, MKFS_OPTIONS, LIMIT and the array TESTS.
+# Runs in the guest's root, by bash. Set before: FSTYP, MKFS, MKFS_OPTIONS, DAX, LIMIT and the array
+# TESTS.
 # Lines that begin with MARK or CHECK are for the host.
 export PATH=/usr/sbin:/usr/bin HOME=/root TERM=dumb LC_ALL=C
 cd /xfstests || exit
@@ -53,7 +54,8 @@ export FSTYP=$FSTYP
 export TEST_DEV=/dev/pmem0 TEST_DIR=/test
 export SCRATCH_DEV=/dev/pmem1 SCRATCH_MNT=/scratch
 export MKFS_OPTIONS="$MKFS_OPTIONS"
-export MOUNT_OPTIONS="-o dax=always" TEST_FS_MOUNT_OPTS="-o dax=always"
+export LOGWRITES_DEV=/dev/vdd
+export MOUNT_OPTIONS="-o $DAX" TEST_FS_MOUNT_OPTS="-o $DAX"
 export RESULT_BASE=/results
 END
 export HOST_OPTIONS=/etc/fstests.config
@@ -65,25 +67,36 @@ if [ "$missing" ]; then
 fi
 $MKFS $MKFS_OPTIONS /dev/pmem0 || exit
 
-# The console is for the marks: the kernel's messages would get in between. check looks at them itself.
+# The console is for the marks: the kernel's messages would get in between.
 dmesg -n 1
-mkfifo /run/never
-for test in "${TESTS[@]}"; do
-    echo "MARK begin $test"
-    (
-        read -rt "$LIMIT" <>/run/never
-        echo "-- the last of the kernel's messages, the stacks of blocked tasks, and all tasks:"
-        dmesg | tail -n 50
-        dmesg -n 8
-        echo w >/proc/sysrq-trigger
-        # The last, as it may have to wait for a task that is blocked.
-        ps -e -o pid,stat,wchan:32,args
-        echo "MARK hung"
-    ) &
-    ./check "$test" </dev/null 2>&1 | sed -u 's/^/CHECK /'
-    status=${PIPESTATUS[0]}
-    kill $!
-    wait $! 2>/dev/null
-    echo "MARK end $status"
-done
+dmesg --follow >/results/kernel.log &
+mkfifo /run/begun
+exec 3<>/run/begun
+
+# check calls this, with these words, right before each test. It prints to where check does, so that
+# the mark is between what check says of one test and of the next.
+rm /usr/bin/logger
+cat >/usr/bin/logger <<'END'
+#!/bin/bash
+[[ "$*" == "run xfstest "* ]] || exit 0
+echo "MARK begin ${*##* }"
+echo >/run/begun
+END
+chmod +x /usr/bin/logger
+
+(
+    # Each test that begins has its time from then on.
+    while read -rt "$LIMIT" -u 3; do :; done
+    echo "-- the last of the kernel's messages, the stacks of blocked tasks, and all tasks:"
+    dmesg | tail -n 50
+    dmesg -n 8
+    echo w >/proc/sysrq-trigger
+    # The last, as it may have to wait for a task that is blocked.
+    ps -e -o pid,stat,wchan:32,args
+    echo "MARK hung"
+) &
+./check "${TESTS[@]}" </dev/null 2>&1 3>&- | sed -u 's/^/CHECK /'
+echo "MARK end ${PIPESTATUS[0]}"
+kill $(jobs -p)
+wait
 umount /results

@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, bail, ensure};
 
-use super::Filesystem;
+use super::options::Filesystem;
 
 /// What a built tree has, and what an unpacked or cloned one hasn't.
 const BUILT: [&str; 2] = ["ltp/fsstress", GENERIC];
@@ -70,28 +70,46 @@ impl Suite {
     ) -> Result<Vec<String>> {
         let mut selected = BTreeSet::new();
         for test in wanted.tests {
-            let test = test.strip_prefix("tests/").unwrap_or(test);
+            let found = self.named(test);
             ensure!(
-                self.tests.contains_key(test),
-                "there is no test {test:?} in {}; a test is named as generic/001 is",
+                !found.is_empty(),
+                "there is no test {test:?} in {}; a test is named as generic/001 is, and a range as \
+                 generic/001-010",
                 self.dir.display()
             );
-            selected.insert(test);
+            selected.extend(found);
         }
         for group in wanted.groups {
             selected.extend(self.group(filesystem, group)?);
         }
         for excluded in wanted.excluded {
-            if self.tests.contains_key(excluded) {
-                selected.remove(excluded.as_str());
-                continue;
+            let mut found = self.named(excluded);
+            if found.is_empty() {
+                found = self.group(filesystem, excluded).context("--exclude")?;
             }
-            for test in self.group(filesystem, excluded).context("--exclude")? {
+            for test in found {
                 selected.remove(test);
             }
         }
         ensure!(!selected.is_empty(), "all tests that were asked for are excluded");
         Ok(selected.into_iter().map(str::to_owned).collect())
+    }
+
+    /// The tests of a name, `generic/001`, or of a range, `generic/001-010`, that there are.
+    fn named(&self, text: &str) -> Vec<&str> {
+        let text = text.strip_prefix("tests/").unwrap_or(text);
+        let range = text.split_once('-').and_then(|(first, last)| {
+            let (dir, first) = first.split_once('/')?;
+            Some((dir, first.parse::<u32>().ok()?..=last.parse::<u32>().ok()?))
+        });
+        let is_meant = |test: &&str| match &range {
+            Some((dir, numbers)) => test
+                .strip_prefix(dir)
+                .and_then(|test| test.strip_prefix('/')?.parse().ok())
+                .is_some_and(|number| numbers.contains(&number)),
+            None => *test == text,
+        };
+        self.tests.keys().map(String::as_str).filter(is_meant).collect()
     }
 
     /// The tests of a group: `quick`, or of one directory only, `xfs/quick`. All are in `all`.
@@ -190,6 +208,18 @@ mod tests {
     fn excluded_tests_and_groups_are_left_out() {
         let found = selected(Filesystem::Ext4, &["all"], &[], &["dax", "generic/010"]).unwrap();
         assert_eq!(found, "ext4/001 generic/001");
+    }
+
+    #[test]
+    fn range_holds_what_there_is_in_it() {
+        let found = |tests: &[&str], excluded: &[&str]| {
+            selected(Filesystem::Ext4, &[], tests, excluded).unwrap()
+        };
+        assert_eq!(found(&["generic/002-100"], &[]), "generic/002 generic/010");
+        assert_eq!(found(&["tests/generic/1-2"], &[]), "generic/001 generic/002");
+        assert_eq!(found(&["generic/001-010"], &["generic/002-009"]), "generic/001 generic/010");
+        assert!(error(&[], &["generic/003-009"], &[]).contains("no test \"generic/003-009\""));
+        assert!(error(&[], &["gener/001-010"], &[]).contains("no test \"gener/001-010\""));
     }
 
     #[test]

@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
-# Runs in the initramfs. The disks are: the root file system, xfstests, and the results. The first two
-# are only read; what is written over them is gone with the guest.
+# Runs in the initramfs. The disks are: the root file system, xfstests, the results, and one for the
+# tests' logs of writes. The first two are only read; what is written over them is gone with the guest.
 set -e
 mkdir /lower /suite /upper /new
 mount -t ext4 -o ro /dev/vda /lower
