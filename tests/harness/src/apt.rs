@@ -75,19 +75,20 @@ impl Apt {
         self.archives()
     }
 
-    /// Downloads `package` alone.
-    pub(crate) fn fetch(&self, package: &str) -> Result<PathBuf> {
-        let _step = Step::spinner(&format!("downloading {package}"));
+    /// Downloads `packages` alone.
+    pub(crate) fn fetch(&self, packages: &[&str]) -> Result<Vec<PathBuf>> {
+        let _step = Step::spinner(&format!("downloading {}", packages.join(", ")));
         self.clear_archives()?;
-        self.get(["download", package])?;
-        self.archives()?.pop().with_context(|| format!("apt-get downloaded no {package}"))
+        self.get(["download"].iter().chain(packages))?;
+        let found = self.archives()?;
+        ensure!(found.len() == packages.len(), "apt-get downloaded {found:?} for {packages:?}");
+        Ok(found)
     }
 
-    /// The package that the metapackage `meta` stands for.
+    /// The package with a kernel's image that the metapackage `meta` stands for.
     pub(crate) fn resolve(&self, meta: &str) -> Result<String> {
         let listing = run::text(self.command("apt-cache").args(["--important", "depends", meta]))?;
-        first_dependency(&listing)
-            .with_context(|| format!("{meta} depends on no package: {listing:?}"))
+        image_among(&listing).with_context(|| format!("{meta} depends on no image: {listing:?}"))
     }
 
     fn get<A: AsRef<OsStr>>(&self, args: impl IntoIterator<Item = A>) -> Result<()> {
@@ -194,9 +195,11 @@ fn debian_mirror(uris: &str) -> Option<&str> {
         .find(|archive| archive.ends_with("/debian") || archive.ends_with("/debian.list"))
 }
 
-fn first_dependency(listing: &str) -> Option<String> {
-    let line = listing.lines().find_map(|line| line.trim().strip_prefix("Depends: "))?;
-    Some(line.trim().to_owned())
+fn image_among(listing: &str) -> Option<String> {
+    let mut packages = listing.lines().filter_map(|line| line.trim().strip_prefix("Depends: "));
+    packages
+        .find(|package| package.starts_with("linux-image-"))
+        .map(|package| package.trim().to_owned())
 }
 
 #[cfg(test)]
@@ -215,10 +218,11 @@ mod tests {
     }
 
     #[test]
-    fn metapackage_dependency_is_read() {
-        let listing = "linux-image-cloud-amd64\n  Depends: linux-image-6.12.1-cloud-amd64\n";
-        assert_eq!(first_dependency(listing).as_deref(), Some("linux-image-6.12.1-cloud-amd64"));
-        assert_eq!(first_dependency("linux-image-cloud-amd64\n"), None);
+    fn image_among_the_dependencies_is_found() {
+        let listing = "linux-image-cloud-amd64\n  Depends: linux-base-cloud-amd64\n  \
+                       Depends: linux-image-6.12.1-cloud-amd64\n";
+        assert_eq!(image_among(listing).as_deref(), Some("linux-image-6.12.1-cloud-amd64"));
+        assert_eq!(image_among("linux-image-cloud-amd64\n"), None);
     }
 
     #[test]

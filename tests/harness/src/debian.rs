@@ -44,7 +44,7 @@ impl Lab {
         let part = store.part(name, &packages, |part| {
             let scratch = store.scratch().join("mmdebstrap");
             let apt = lab::apt(&store, Kernel::Trixie.suites())?;
-            let tree = Tree::unpack(&scratch, &[apt.fetch("mmdebstrap")?])?;
+            let tree = Tree::unpack(&scratch, &apt.fetch(&["mmdebstrap"])?)?;
             let tar = store.scratch().join("debian.tar");
             let _step = Step::spinner("installing Debian 13");
             let mut mmdebstrap = Command::new("perl");

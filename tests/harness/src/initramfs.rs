@@ -20,7 +20,9 @@ const INIT: &str = include_str!("init.sh");
 
 /// What every guest loads. `button` and `evdev` are for the power button.
 const MODULES: [&str; 7] =
-    ["virtio_pci", "virtio_pmem", "nd_pmem", "crc32c_generic", "ext4", "button", "evdev"];
+    ["virtio_pci", "virtio_pmem", "nd_pmem", CRC32C, "ext4", "button", "evdev"];
+
+const CRC32C: &str = "crc32c_generic";
 
 /// What a guest has beside busybox's applets.
 const PROGRAMS: [&str; 20] = [
@@ -159,8 +161,11 @@ fn base_archive(kernel: &KernelTree, userland: &Tree) -> Result<Vec<u8>> {
         archive.file(&path, 0o755, &fs::read(userland.path(&path))?)?;
     }
     archive.file("etc/mke2fs.conf", 0o644, &fs::read(userland.path("etc/mke2fs.conf"))?)?;
+    let mut modules = MODULES.to_vec();
+    // Newer kernels have it built in, by another name.
+    modules.retain(|name| *name != CRC32C || kernel.modules.has(name));
     archive
-        .modules("base", &kernel.modules.closure(&MODULES, |path| read_module(path, userland))?)?;
+        .modules("base", &kernel.modules.closure(&modules, |path| read_module(path, userland))?)?;
     archive.finish()
 }
 

@@ -30,24 +30,39 @@ pub enum Kernel {
     /// (`VIRTIO_PMEM_F_SHMEM_REGION`).
     #[default]
     Trixie,
+    /// Debian 13's backports', the newest.
+    Backports,
     /// Debian 12's, Linux 6.1: knows only `start` and `size` in the configuration space.
     Bookworm,
 }
 
 impl Kernel {
-    /// The name of its parts in the cache, which is that of its Debian suite.
+    /// The name of its parts in the cache.
     pub(crate) fn name(self) -> &'static str {
         match self {
             Self::Trixie => "trixie",
+            Self::Backports => "backports",
             Self::Bookworm => "bookworm",
         }
     }
 
-    /// The suites its apt root holds. Trixie's kernel shares one with QEMU.
+    /// The suites its apt root holds. Trixie's kernel shares one with QEMU; that of the backports would
+    /// not be chosen there.
     pub(crate) fn suites(self) -> &'static str {
         match self {
             Self::Trixie => "trixie trixie-backports",
+            Self::Backports => "trixie-backports",
             Self::Bookworm => "bookworm",
+        }
+    }
+
+    /// The packages that hold the files of `image`, a package of the kind that the metapackage names.
+    fn packages(self, image: &str) -> Vec<String> {
+        let part = |part| image.replacen("image", part, 1);
+        match self {
+            // Its image package is empty.
+            Self::Backports => ["binary", "modules", "base"].map(part).into(),
+            Self::Trixie | Self::Bookworm => vec![image.to_owned()],
         }
     }
 
@@ -60,14 +75,16 @@ impl Kernel {
         let recipe = format!("{METAPACKAGE}\n{VMLINUX}");
         let root = store.part(&format!("kernel-{}", self.name()), &recipe, |root| {
             let apt = apt()?;
-            let package = apt.resolve(METAPACKAGE)?;
-            let tree = Tree::unpack(root, &[apt.fetch(&package)?])?;
+            let packages = self.packages(&apt.resolve(METAPACKAGE)?);
+            let packages: Vec<_> = packages.iter().map(String::as_str).collect();
+            let tree = Tree::unpack(root, &apt.fetch(&packages)?)?;
             let (release, image) = (release(&tree)?, tree.path(VMLINUX));
             let _step = Step::spinner("decompressing the kernel");
+            fs::create_dir_all(tree.path("boot"))?;
             if let Some(kernel) = vmlinux::extract(&fs::read(packed_image(&tree, &release))?)? {
                 fs::write(image, kernel)?;
             }
-            tree.announce(&package)
+            tree.announce(packages[0])
         })?;
         KernelTree::at(Tree::at(root))
     }
@@ -99,6 +116,22 @@ fn release(tree: &Tree) -> Result<String> {
     Ok(release.file_name().to_string_lossy().into_owned())
 }
 
+/// Older packages have it in `boot`, newer ones with the modules.
 fn packed_image(tree: &Tree, release: &str) -> PathBuf {
-    tree.path(&format!("boot/vmlinuz-{release}"))
+    let image = tree.path(&format!("boot/vmlinuz-{release}"));
+    if image.exists() { image } else { tree.path(MODULES).join(release).join("vmlinuz") }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn image_of_the_backports_is_in_three_packages() {
+        let image = "linux-image-7.3.4+deb13-cloud-amd64";
+        let packages = Kernel::Backports.packages(image);
+        assert_eq!(packages.len(), 3);
+        assert_eq!(packages[0], "linux-binary-7.3.4+deb13-cloud-amd64");
+        assert_eq!(Kernel::Trixie.packages(image), [image]);
+    }
 }

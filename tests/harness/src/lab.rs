@@ -70,17 +70,16 @@ impl Lab {
     }
 
     /// A disk for [`VmBuilder::disk`], `/dev/vda` and so on in the guest, that holds a root file
-    /// system: the Debian packages `packages`, all they depend on, and the modules of the default
-    /// kernel. They are unpacked and no more: what their maintainer scripts would make – links of
+    /// system: the Debian packages `packages`, all they depend on, and the modules of `kernel`. They are unpacked and no more: what their maintainer scripts would make – links of
     /// alternatives, users, lists of shells – isn't there. It is kept as `name`, and not to be
     /// written to.
     ///
     /// # Errors
     ///
     /// As [`Lab::open`].
-    pub fn root_disk(&self, name: &str, packages: &[&str]) -> Result<PathBuf> {
+    pub fn root_disk(&self, name: &str, packages: &[&str], kernel: Kernel) -> Result<PathBuf> {
         let store = Store::lock()?;
-        let (kernel, _) = self.boot_files(&store, Kernel::default())?;
+        let (kernel, _) = self.boot_files(&store, kernel)?;
         disk::root(&store, name, packages, &kernel, &self.userland, || {
             apt(&store, Kernel::default().suites())
         })
@@ -96,13 +95,13 @@ impl Lab {
         disk::of_directory(dir, leave_out, image, &self.userland)
     }
 
-    /// The release of the default kernel, such as `6.12.57+deb13-cloud-amd64`.
+    /// The release of `kernel`, such as `6.12.57+deb13-cloud-amd64`.
     ///
     /// # Errors
     ///
     /// As [`Lab::open`].
-    pub fn kernel_release(&self) -> Result<String> {
-        Ok(self.kernel(Kernel::default())?.0.release)
+    pub fn kernel_release(&self, kernel: Kernel) -> Result<String> {
+        Ok(self.kernel(kernel)?.0.release)
     }
 
     pub(crate) fn userland(&self) -> &Tree {

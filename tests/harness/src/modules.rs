@@ -39,6 +39,11 @@ impl Modules {
         Ok(Self { files, builtin })
     }
 
+    /// Whether there is the module `name`, or it is built in.
+    pub(crate) fn has(&self, name: &str) -> bool {
+        self.builtin.contains(name) || self.files.contains_key(name)
+    }
+
     /// The modules `wanted` and all they need, each after what it needs; what is built in is left
     /// out. `read` returns the object file of a module, given its path without a compressor's
     /// suffix.

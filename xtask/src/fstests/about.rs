@@ -9,7 +9,7 @@ use std::process::Command;
 use std::time::SystemTime;
 
 use anyhow::{Context, Result};
-use guest_harness::Lab;
+use guest_harness::{Kernel, Lab};
 
 use super::options::Filesystem;
 
@@ -21,12 +21,13 @@ pub(crate) struct About {
 
 impl About {
     /// Of a run, beginning now, of the xfstests in `suite` with the executable `daemon` and the guest's
-    /// `root_disk`.
+    /// `root_disk` and `kernel`.
     pub(crate) fn new(
         lab: &Lab,
         suite: &Path,
         daemon: &Path,
         root_disk: &Path,
+        kernel: Kernel,
         filesystem: Filesystem,
     ) -> Result<Self> {
         let package = match filesystem {
@@ -45,7 +46,7 @@ impl About {
                 ("xfstests", described(suite)),
                 ("vhost-pmemd", daemon.rsplit(' ').next().unwrap_or_default().to_owned()),
                 ("QEMU", lab.qemu().version().to_string()),
-                ("kernel", lab.kernel_release()?),
+                ("kernel", lab.kernel_release(kernel)?),
                 (package, version.unwrap_or("unknown").to_owned()),
             ],
         })

@@ -8,7 +8,7 @@ use std::sync::mpsc::channel;
 use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
-use guest_harness::{Access, Lab, Outcome, VmBuilder};
+use guest_harness::{Access, Kernel, Lab, Outcome, VmBuilder};
 
 use super::artefacts;
 use super::device::Device;
@@ -29,6 +29,7 @@ pub(crate) struct Setup<'a> {
     pub(crate) lab: &'a Lab,
     pub(crate) root_disk: &'a Path,
     pub(crate) suite_disk: &'a Path,
+    pub(crate) kernel: Kernel,
     pub(crate) filesystem: Filesystem,
     pub(crate) dax: Dax,
     pub(crate) device_mib: u64,
@@ -83,6 +84,7 @@ impl Setup<'_> {
         let vm = self
             .lab
             .vm()
+            .kernel(self.kernel)
             .memory_mib(2048)
             .cpus(2)
             .time_limit(EVER)

@@ -106,10 +106,11 @@ pub(crate) fn run(options: &Options) -> Result<()> {
     }
 
     let lab = Lab::open()?;
-    let root_disk = lab.root_disk("fstests-root", &PACKAGES)?;
+    let kernel = options.kernel.of_harness();
+    let root_disk = lab.root_disk(options.kernel.root_disk(), &PACKAGES, kernel)?;
     run_command(&mut cargo(["build", "--quiet", "--package", "vhost-pmemd"]))?;
     let program = target_dir().join("debug/vhost-pmemd");
-    let about = About::new(&lab, suite.dir(), &program, &root_disk, options.fs)?;
+    let about = About::new(&lab, suite.dir(), &program, &root_disk, kernel, options.fs)?;
     let dir = new_directory(options.fs)?;
     let suite_disk = dir.join("xfstests.img");
     lab.disk_of(suite.dir(), &LEFT_OUT, &suite_disk)?;
@@ -118,6 +119,7 @@ pub(crate) fn run(options: &Options) -> Result<()> {
         lab: &lab,
         root_disk: &root_disk,
         suite_disk: &suite_disk,
+        kernel,
         filesystem: options.fs,
         dax: options.dax,
         device_mib: options.mib,

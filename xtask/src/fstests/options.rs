@@ -15,6 +15,9 @@ pub(crate) struct Options {
     /// The file system of both devices
     #[arg(long, default_value = "ext4")]
     pub(crate) fs: Filesystem,
+    /// The guest's kernel: Debian 13's own or the one of its backports
+    #[arg(long, default_value = "trixie")]
+    pub(crate) kernel: Kernel,
     /// Mount both devices with this mode of DAX
     #[arg(long, default_value = "always")]
     pub(crate) dax: Dax,
@@ -63,6 +66,30 @@ impl Filesystem {
         match self {
             Self::Ext4 => "ext4",
             Self::Xfs => "xfs",
+        }
+    }
+}
+
+/// The kernels that have shared memory regions.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub(crate) enum Kernel {
+    Trixie,
+    Backports,
+}
+
+impl Kernel {
+    pub(crate) fn of_harness(self) -> guest_harness::Kernel {
+        match self {
+            Self::Trixie => guest_harness::Kernel::Trixie,
+            Self::Backports => guest_harness::Kernel::Backports,
+        }
+    }
+
+    /// The name of the root file system that has its modules.
+    pub(crate) fn root_disk(self) -> &'static str {
+        match self {
+            Self::Trixie => "fstests-root",
+            Self::Backports => "fstests-root-backports",
         }
     }
 }
