@@ -357,8 +357,21 @@ impl<'lab> VmBuilder<'lab> {
         // Where the host is busy, a kernel that looks for the timer's ticks finds none and panics.
         // The kernel's tests of its ciphers take half a second.
         let quick = "no_timer_check cryptomgr.notests";
-        format!("console=ttyS0 loglevel=5 {quick} panic={panic}{}", self.kernel_arguments)
+        let limits = kernel_limits(|limit| patience(Duration::from_secs(limit)).as_secs());
+        format!("console=ttyS0 loglevel=5 {quick} {limits} panic={panic}{}", self.kernel_arguments)
     }
+}
+
+/// After how many seconds the guest's kernel reports that RCU, a CPU or a task hangs, with a stack that
+/// fails the test: its defaults, as `patience` extends them up to what it takes.
+fn kernel_limits(patience: impl Fn(u64) -> u64) -> String {
+    format!(
+        "rcupdate.rcu_cpu_stall_timeout={} watchdog_thresh={} \
+         sysctl.kernel.hung_task_timeout_secs={}",
+        patience(21).min(300),
+        patience(10).min(60),
+        patience(120),
+    )
 }
 
 /// A path within an option of QEMU's, in which commas separate.
@@ -370,6 +383,16 @@ pub(crate) fn escaped(path: &Path) -> OsString {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn limits_of_the_kernel_are_extended_as_far_as_it_takes_them() {
+        let quiet = "rcupdate.rcu_cpu_stall_timeout=21 watchdog_thresh=10 \
+                     sysctl.kernel.hung_task_timeout_secs=120";
+        assert_eq!(kernel_limits(|limit| limit), quiet);
+        let slow = "rcupdate.rcu_cpu_stall_timeout=300 watchdog_thresh=60 \
+                    sysctl.kernel.hung_task_timeout_secs=2400";
+        assert_eq!(kernel_limits(|limit| 20 * limit), slow);
+    }
 
     #[test]
     fn path_with_comma_is_escaped() {

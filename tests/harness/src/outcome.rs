@@ -45,10 +45,12 @@ impl Outcome {
         if self.timed_out {
             return Some(format!("the guest hit its time limit after {:.0?}", self.elapsed));
         }
-        if let Some(line) =
-            self.serial.lines().find(|line| TROUBLE.iter().any(|word| line.contains(word)))
-        {
-            return Some(format!("the guest's kernel is in trouble: {line}"));
+        let lines: Vec<_> = self.serial.lines().collect();
+        let is_trouble = |line: &&str| TROUBLE.iter().any(|word| line.contains(word));
+        if let Some(at) = lines.iter().position(is_trouble) {
+            // Before a `Call Trace` comes what is wrong, and where.
+            let report = lines[at.saturating_sub(10)..=at].join("\n");
+            return Some(format!("the guest's kernel is in trouble: {report}"));
         }
         if !self.qemu_status.success() {
             return Some(format!("QEMU failed ({})", self.qemu_status));
@@ -128,6 +130,9 @@ mod tests {
     fn outcome_with_kernel_trouble_is_failure_despite_status_zero() {
         let serial = "[    1.0] BUG: unable to handle page fault\nMARK done rc=0\n";
         assert!(error(outcome(serial, 0)).contains("unable to handle"));
+        let stall = "[    1.0] rcu: self-detected stall\n[    1.1] CPU: 0\n[    1.2] Call Trace:\n";
+        let serial = format!("{stall}{}", "more\n".repeat(50));
+        assert!(error(outcome(&serial, 0)).contains("in trouble: [    1.0] rcu: self-detected"));
     }
 
     #[test]
