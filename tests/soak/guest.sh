@@ -1,4 +1,4 @@
-# A guest's life, after the commands of its filesystem. Nothing of the kernel's may end up in a line.
+# A guest's life, after the commands of its filesystem and ATTEMPTS. Nothing of the kernel's may end up in a line.
 echo 2 > /proc/sys/kernel/printk
 boot=$(cut -c 1-8 /proc/sys/kernel/random/boot_id)
 stty -F /dev/ttyS1 raw -echo
@@ -12,7 +12,7 @@ say() {
 
 # The first mount may come before QEMU has mapped the pages, where the host is busy: docs/design/0001.
 mount_soon() {
-    for attempt in 1 2 3 4 5 6 7 8 9; do
+    for attempt in $(seq $ATTEMPTS); do
         mount_dax /dev/pmem0 2>/dev/null && return
         say "finds no filesystem yet, $attempt"
         sleep 1

@@ -6,7 +6,7 @@ use std::io::Write;
 use std::os::unix::net::UnixStream;
 use std::time::Duration;
 
-use guest_harness::{Lab, Random, Vm};
+use guest_harness::{Lab, Random, Vm, patience};
 use tempfile::TempDir;
 
 use crate::device::Device;
@@ -20,6 +20,8 @@ const LIFE: &str = include_str!("guest.sh");
 const TERMINATED: i32 = 128 + 15;
 /// A session takes about a minute, and much longer where the machine is busy.
 const LIMIT: Duration = Duration::from_secs(600);
+/// How long QEMU may take to map the pages, on a quiet machine.
+const MAPPED: Duration = Duration::from_secs(9);
 
 pub(crate) struct Session<'a> {
     device: &'a mut Device,
@@ -40,12 +42,15 @@ impl<'a> Session<'a> {
         if device.filesystem == Filesystem::Xfs {
             vm = vm.module("xfs");
         }
+        // One a second.
+        let attempts = patience(MAPPED).as_secs();
+        let life = format!("ATTEMPTS={attempts}\n{LIFE}");
         let vm = vm
             .pluggable_vhost_user_pmem(ID, device.daemon.socket())
             .qemu_args(["-chardev", &chardev, "-serial", "chardev:orders"])
             .allow_reboot()
             .time_limit(LIMIT)
-            .script(&device.filesystem.script(LIFE))
+            .script(&device.filesystem.script(&life))
             .on_line(device.listener())
             .boot()
             .unwrap();
