@@ -108,7 +108,7 @@ impl<'a> Watch<'a> {
                 (None, End::Hung) => {
                     Verdict::Hung(format!("no end after {} s", self.limit.as_secs()))
                 }
-                (None, End::Gone | End::Interrupted) => {
+                (None, _) => {
                     let panic = running.panic().map(str::to_owned);
                     Verdict::Crashed(panic.unwrap_or_else(|| format!("QEMU ended ({qemu})")))
                 }
