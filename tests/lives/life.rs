@@ -308,8 +308,7 @@ impl Life {
         // What keeps nothing is good for anything.
         let layers = &self.stack.layers[..self.leads_to(plan)];
         let is_kept = layers.iter().any(|layer| layer.is_kept);
-        // A layer can't tell that of a mirror, whose legs differ in what it knows a file by.
-        let can_tell = !self.stack.is_mirror() && !plan.accept && !self.has_accepted;
+        let can_tell = !plan.accept && !self.has_accepted;
         if self.is_orphaned(plan) && is_kept && can_tell {
             return Some("what is beneath the layers has changed".to_owned());
         }

@@ -14,7 +14,8 @@ use zerocopy::little_endian::U64;
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
 
 use super::belief::Found;
-use super::{LEGS_MAX, ReplaceError, new_generation, random};
+use super::roll::new_generation;
+use super::{LEGS_MAX, ReplaceError, random};
 use crate::bio::{BioError, Direction};
 use crate::claim::{Claim, Claimed};
 use crate::page::{NrPages, Pgoff, PgoffRange};

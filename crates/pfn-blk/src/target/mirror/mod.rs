@@ -33,7 +33,7 @@ use crate::lock::lock;
 use crate::page::{NrPages, Pgoff, PgoffRange};
 use crate::pagemap::Pagemap;
 use crate::persist::{PersistError, SyncPoint, SyncSet, at_once, persist_all};
-use crate::store::{Access, Id};
+use crate::store::Access;
 
 /// The most legs there can be, as in `dm-mirror`.
 const LEGS_MAX: usize = 8;
@@ -185,11 +185,6 @@ fn random() -> Result<u64, BioError> {
     }
 }
 
-/// One that no other content has.
-fn new_generation() -> Result<Id, BioError> {
-    Id::random().map_err(|source| BioError::Random(Arc::new(source)))
-}
-
 /// What a leg could not do.
 type Broken<E> = Vec<(usize, E)>;
 
@@ -288,20 +283,6 @@ impl Mirror {
     /// opened again.
     pub fn log_failure(&self) -> Option<BioError> {
         lock(&self.log).failure().cloned()
-    }
-
-    /// The generation of what it holds: another one whenever it may have been written, but by a merge
-    /// that [says so](Self::move_on_to). None if its legs have labels of before there were any, and
-    /// weren't written since.
-    pub(crate) fn generation(&self) -> Option<Id> {
-        lock(&self.log).roll().generation()
-    }
-
-    /// Makes `next` its generation, durably: a merge is about to write to it.
-    pub(crate) fn move_on_to(&self, next: Id) -> Result<(), BioError> {
-        let mut log = lock(&self.log);
-        log.roll().move_on_to(next);
-        self.record(&mut log, self.states())
     }
 
     /// The first store of each leg, if it has any of its own.

@@ -9,8 +9,9 @@ use tracing::warn;
 use super::belief::Belief;
 use super::label::{Label, Members};
 use super::leg::Leg;
-use super::{States, bit, new_generation, random};
+use super::{Mirror, States, bit, random};
 use crate::bio::BioError;
+use crate::lock::lock;
 use crate::store::Id;
 
 /// Which legs have everything, as it was last written on them.
@@ -147,5 +148,26 @@ impl Roll {
                 }
             }
         }
+    }
+}
+
+/// One that no other content has.
+pub(super) fn new_generation() -> Result<Id, BioError> {
+    Id::random().map_err(|source| BioError::Random(Arc::new(source)))
+}
+
+impl Mirror {
+    /// The generation of what it holds: another one whenever it may have been written, but by a merge
+    /// that [says so](Self::move_on_to). None if its legs have labels of before there were any, and
+    /// weren't written since.
+    pub(crate) fn generation(&self) -> Option<Id> {
+        lock(&self.log).roll().generation()
+    }
+
+    /// Makes `next` its generation, durably: a merge is about to write to it.
+    pub(crate) fn move_on_to(&self, next: Id) -> Result<(), BioError> {
+        let mut log = lock(&self.log);
+        log.roll().move_on_to(next);
+        self.record(&mut log, self.states())
     }
 }
