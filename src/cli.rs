@@ -114,8 +114,8 @@ pub(crate) enum Command {
         control: ControlArgs,
     },
     /// Take a snapshot of a served window, while its guest runs: what was made durable so far stays as
-    /// it is, where it is, to be copied or shown to others; what the guest flushes from then on is kept
-    /// in COW, until it is merged or dropped
+    /// it is, where it is, to be copied; what the guest flushes from then on is kept in COW, until it
+    /// is merged or dropped
     Snapshot {
         #[command(flatten)]
         control: ControlArgs,
