@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
 
 //! The commands of the daemon that the pages show, run as they stand there, one after another. Those of
-//! the tutorial are typed by a test of its own.
+//! walks, such as the tutorial, are typed by a test of their own, `xtask/tests/walks.rs`.
 
 use std::fs::{self, File};
 use std::io::{BufRead, BufReader};
@@ -23,7 +23,8 @@ fn pages() -> Vec<PathBuf> {
     let root = Path::new(env!("CARGO_MANIFEST_DIR"));
     let docs = fs::read_dir(root.join("docs")).unwrap().map(|entry| entry.unwrap().path());
     let is_page = |path: &PathBuf| path.extension().is_some_and(|extension| extension == "md");
-    let docs = docs.filter(is_page).filter(|path| !path.ends_with("tutorial.md"));
+    let is_walk = |path: &PathBuf| fs::read_to_string(path).unwrap().contains("<!-- A walk: ");
+    let docs = docs.filter(is_page).filter(|path| !is_walk(path));
     docs.chain([root.join("README.md")]).collect()
 }
 
