@@ -59,7 +59,7 @@ pub(crate) fn run(choice: &Choice) -> Result<()> {
             (core.chain(all.iter().filter(|name| brings_vmm(name)).cloned()).collect(), LIMITS[0])
         }
         Choice::Matching(filters) => {
-            host = host.kernel(Kernel::Bookworm)?.package("fio")?;
+            host = host.kernel(Kernel::Bookworm)?.package("fio")?.package("erofs-utils")?;
             (known(&test, filters)?, LIMITS[1])
         }
     };

@@ -55,6 +55,19 @@ fn named(query: &str) -> Vec<(&str, &str, &str)> {
 }
 
 #[test]
+fn documentation_alerts_on_metrics_that_there_are() {
+    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("docs/metrics.md");
+    let text = fs::read_to_string(path).unwrap();
+    let section = text.split("\n## ").find(|part| part.starts_with("What to alert on")).unwrap();
+    let kinds = kinds();
+    let names: Vec<_> = named(section).into_iter().map(|(_, name, _)| name).collect();
+    assert!(names.len() > 7, "{names:?}");
+    for name in names {
+        assert!(kinds.contains_key(name), "{name}");
+    }
+}
+
+#[test]
 fn dashboard_asks_for_metrics_that_there_are_as_their_kind_wants() {
     let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("contrib/grafana/vhost-pmem.json");
     let dashboard: Value = serde_json::from_str(&fs::read_to_string(path).unwrap()).unwrap();

@@ -15,7 +15,7 @@ use crate::Command;
 use crate::command_line::Cli;
 
 /// Programs of others that the pages show, and where a test runs them so; or why none does.
-const OTHERS: [(&str, &str); 21] = [
+const OTHERS: [(&str, &str); 22] = [
     ("qemu-system-x86_64", "each guest test, with these words for the device"),
     ("mkfs.ext4", "each guest test"),
     ("mkfs.erofs", "tests/guest/root.rs"),
@@ -27,6 +27,7 @@ const OTHERS: [(&str, &str); 21] = [
     ("update-initramfs", "none: it is for a guest that is installed"),
     ("echo", "none: it writes what the next one reads"),
     ("dracut", "none: it is for a guest that is installed"),
+    ("curl", "tests/frontend/metrics, by an HTTP client of the test's own"),
     ("mount", "each guest test"),
     ("grep", "the demo"),
     ("cp", "tests/guest: snapshots, by a copy of the test's own"),
