@@ -66,7 +66,8 @@ fn steps(page: &str) -> Vec<Step<'_>> {
 /// Where commands are typed, and what they print.
 struct Shell {
     child: Child,
-    typed: Box<dyn Write>,
+    /// Until it is to end.
+    typed: Option<Box<dyn Write>>,
     printed: Receiver<Vec<u8>>,
     /// What has been printed and not been looked at.
     rest: String,
@@ -74,6 +75,12 @@ struct Shell {
 
 impl Drop for Shell {
     fn drop(&mut self) {
+        // The host's ends its daemons then.
+        drop(self.typed.take());
+        let deadline = Instant::now() + Duration::from_secs(5);
+        while matches!(self.child.try_wait(), Ok(None)) && Instant::now() < deadline {
+            thread::sleep(Duration::from_millis(20));
+        }
         // Both fail only if it has ended.
         let _ = self.child.kill();
         let _ = self.child.wait();
@@ -96,12 +103,13 @@ impl Shell {
                 }
             }
         });
-        Self { child, typed: Box::new(typed), printed, rest: String::new() }
+        Self { child, typed: Some(Box::new(typed)), printed, rest: String::new() }
     }
 
     fn type_line(&mut self, line: &str) {
-        self.typed.write_all(format!("{line}\n").as_bytes()).unwrap();
-        self.typed.flush().unwrap();
+        let typed = self.typed.as_mut().expect("it isn't to end yet");
+        typed.write_all(format!("{line}\n").as_bytes()).unwrap();
+        typed.flush().unwrap();
     }
 
     /// What is printed up to `text`, which is taken also; none if that doesn't come in time.
@@ -113,6 +121,7 @@ impl Shell {
                 return Some(std::mem::replace(&mut self.rest, after));
             }
             let left = deadline.saturating_duration_since(Instant::now());
+            // Also none if the shell has ended.
             let bytes = self.printed.recv_timeout(left).ok()?;
             self.rest += &String::from_utf8_lossy(&bytes).replace('\r', "");
         }
@@ -121,9 +130,9 @@ impl Shell {
     /// Runs a command, and returns what it prints.
     fn run(&mut self, command: &str) -> Result<String, String> {
         let (one, other) = DONE.split_at(4);
-        // A command that goes on in the background has no status.
         self.type_line(command);
-        self.type_line(&format!("echo {one}''\"{other}$?\""));
+        // Where nothing looks at jobs that have ended, they keep their numbers.
+        self.type_line(&format!("echo {one}''\"{other}$?\"; jobs >/dev/null"));
         let Some(printed) = self.up_to(DONE, PATIENCE) else {
             return Err(format!("it doesn't end: {:?}", self.rest));
         };
@@ -167,6 +176,8 @@ fn guest(dir: &Path, sockets: &str) -> Shell {
     // What is typed before there is a shell may be lost.
     let deadline = Instant::now() + PATIENCE;
     while shell.up_to("guest# ", Duration::from_millis(300)).is_none() {
+        let ended = shell.child.try_wait().unwrap();
+        assert!(ended.is_none(), "the guest: {ended:?}: {}", shell.rest);
         assert!(Instant::now() < deadline, "no prompt of the guest's: {:?}", shell.rest);
         shell.type_line("");
     }
