@@ -264,7 +264,7 @@ pub(crate) fn device(
         (Some(publish), _) => Device::try_new_published(content, publish, None),
         (None, choice) => Device::try_new(content, choice.into()),
     };
-    device.map_err(|error| explain(error, args.file.is_some()))
+    device.map_err(|error| explain(error, args.file.as_deref()))
 }
 
 /// The window of a region of `size`, in words.
@@ -321,13 +321,13 @@ fn is_base_changed(cause: &(dyn std::error::Error + 'static)) -> bool {
 }
 
 /// Adds to a refusal what the user can do about it, to the file or else the table.
-pub(crate) fn explain(error: InvalidWindow, is_file: bool) -> anyhow::Error {
-    let hint = match (&error, is_file) {
-        (InvalidWindow::NotPowerOfTwo { next, .. }, true) => format!(
+pub(crate) fn explain(error: InvalidWindow, file: Option<&Path>) -> anyhow::Error {
+    let hint = match (&error, file) {
+        (InvalidWindow::NotPowerOfTwo { next, .. }, Some(_)) => format!(
             "; give --size {next} to grow the file, sparsely and without touching what is in it, or \
              --window served, which shows zeroes behind its end"
         ),
-        (InvalidWindow::NotPowerOfTwo { next, .. }, false) => format!(
+        (InvalidWindow::NotPowerOfTwo { next, .. }, None) => format!(
             "; let the table end at sector {}, with a further file for what is missing, or give \
              --window served, which shows zeroes behind its end",
             next / 512
@@ -345,7 +345,15 @@ pub(crate) fn explain(error: InvalidWindow, is_file: bool) -> anyhow::Error {
             | InvalidWindow::Misaligned { .. },
             _,
         ) => "; give --window served".to_owned(),
-        _ if Chain::new(&error).any(is_base_changed) => HINT_BASE.to_owned(),
+        (_, file) if Chain::new(&error).any(is_base_changed) => {
+            let or = file.map(|file| {
+                let file = file.display();
+                format!(
+                    "; or, to give up what was written since the snapshot, run \"vhost-pmemd unmark {file}\""
+                )
+            });
+            format!("{HINT_BASE}{}", or.unwrap_or_default())
+        }
         _ => String::new(),
     };
     anyhow!("{:#}{hint}", anyhow!(error))

@@ -45,7 +45,7 @@ pub(crate) fn run(path: &Path, choice: WindowChoice, out: &mut impl Write) -> an
         Ok(window) => writeln!(out, "window: {}", backing::describe(&window, size))?,
         Err(error) => {
             writeln!(out, "window: none")?;
-            return Err(backing::explain(error, false).context("cannot be served"));
+            return Err(backing::explain(error, None).context("cannot be served"));
         }
     }
     Ok(())

@@ -77,7 +77,8 @@ fn base_of_snapshots_that_has_changed_is_refused_until_that_is_accepted() {
         "the region can't be served: cannot open what was written since a snapshot: the file beneath \
          isn't what it was when the changes were made: another program has written it, at \
          2001-09-09T01:46:40Z; bring it back as it was, or, if it is right as it is, give \
-         --accept-base",
+         --accept-base; or, to give up what was written since the snapshot, run \"vhost-pmemd unmark \
+         @/base\"",
     );
     // That is known from then on, of each of them.
     for accepted in [" --accept-base", ""] {

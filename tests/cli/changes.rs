@@ -181,6 +181,34 @@ fn base_of_a_merge_that_was_killed_is_served_with_what_is_left() {
     assert!(!is_marked(&place));
 }
 
+/// A backup that is put back by a tool that keeps the file, and with it the mark.
+#[test]
+fn backup_written_over_a_marked_file_is_refused_and_says_how_it_is_served() {
+    let Some(place) = taken() else { return };
+    let refuses_backup = || {
+        let len = fs::metadata(place.path("base")).unwrap().len();
+        fs::write(place.path("base"), vec![7; len.try_into().unwrap()]).unwrap();
+        let stderr = String::from_utf8(place.run(SERVE).stderr).unwrap();
+        let refusal =
+            "cannot open what was written since a snapshot: the file beneath isn't what it was";
+        assert!(stderr.contains(refusal), "{stderr}");
+        let ways = "; bring it back as it was, or, if it is right as it is, give --accept-base; or, to \
+                    give up what was written since the snapshot, run \"vhost-pmemd unmark @/base\"\n";
+        assert!(stderr.ends_with(&place.expand(ways)), "{stderr}");
+    };
+    refuses_backup();
+    let accepted = format!("{SERVE} --accept-base");
+    let mut daemon = Publisher::start(&place, &accepted).unwrap();
+    // All of them are in the one chunk that was written.
+    assert_eq!(pages(&place, "window"), [1, 3, 1, 1]);
+    assert!(daemon.signal(Signal::TERM));
+    refuses_backup();
+    assert!(place.run("unmark @/base").status.success());
+    let mut daemon = Publisher::start(&place, SERVE).unwrap();
+    assert_eq!(pages(&place, "window"), [7; 4]);
+    assert!(daemon.signal(Signal::TERM));
+}
+
 /// A backup that was made while a snapshot was open, by a tool that keeps attributes.
 #[test]
 fn copy_of_a_marked_file_costs_the_original_nothing() {

@@ -61,7 +61,14 @@ const REFUSALS: &[Refusal] = &[
         says: "the file beneath isn't what it was when the changes were made",
         // A copy may be older also if it holds the same.
         agrees: |life, plan, _| life.is_orphaned(plan) || life.stack.bottom.is_restored,
-        ways_out: &[WayOut { named: &["give --accept-base"], can: always, go: accept }],
+        ways_out: &[
+            WayOut { named: &["give --accept-base"], can: always, go: accept },
+            WayOut {
+                named: &["vhost-pmemd unmark"],
+                can: |life, plan| plan.layers == 0 && !life.stack.is_mirror(),
+                go: give_layers_up,
+            },
+        ],
     },
     // Of a COW store in a table.
     Refusal {
