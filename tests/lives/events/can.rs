@@ -98,10 +98,17 @@ pub(super) fn change_base(life: &Life) -> bool {
     is_file_down(life) && life.stack.layers.iter().all(|layer| layer.without.is_none())
 }
 
-/// One that tells of layers that are lost, if there are any: nothing else does.
+/// One that tells of layers that are lost, if there are any: nothing else does. And none that tells of a
+/// COW store which is no layer any more, and whose removal the power cut has undone.
 pub(super) fn has_copy_down(life: &Life) -> bool {
-    let is_lost = life.stack.layers.iter().any(|layer| layer.is_lost);
-    change_base(life) && life.copy.as_ref().is_some_and(|copy| !is_lost || copy.mark.is_some())
+    let layers = &life.stack.layers;
+    let is_lost = layers.iter().any(|layer| layer.is_lost);
+    let is_back = |cow: &String| life.world.has(cow) && layers.iter().all(|it| it.cow != *cow);
+    change_base(life)
+        && life.copy.as_ref().is_some_and(|copy| match &copy.mark {
+            Some(cow) => !is_back(cow),
+            None => !is_lost,
+        })
 }
 
 pub(super) fn be_alone(life: &Life, leg: usize) -> bool {
