@@ -17,7 +17,7 @@ use rustix::io::Errno;
 use tracing::info;
 use vhost_pmem::LAYER_CHUNK;
 
-use crate::marks::Changes;
+use crate::marks::{self, Changes};
 use crate::size::ByteSize;
 
 /// The size of an overlay's chunks: that of a snapshot which is taken later, as it may become an
@@ -47,6 +47,7 @@ impl Asked<'_> {
         let Self { base: path, overlay, origins, .. } = self;
         let base = set.open(path, Access::ReadOnly)?;
         let context = || format!("overlay {}", overlay.display());
+        self.check_not_merging().with_context(context)?;
         let size = self.size(base.nr_pages()).with_context(context)?;
         let chunk = overlay_chunk();
         let ample = Snapshot::ample_cow(size, chunk)?;
@@ -71,6 +72,14 @@ impl Asked<'_> {
         let SnapshotUsage { used, capacity, .. } = snapshot.usage();
         info!(path = %overlay.display(), used, capacity, "overlay opened; its chunks in use");
         Ok(Arc::new(snapshot))
+    }
+
+    /// That the base isn't a mixture, of which the rest is in another overlay.
+    fn check_not_merging(self) -> anyhow::Result<()> {
+        match marks::of(self.base)? {
+            Some(mark) if marks::is_kept_in(&mark, self.overlay) => Ok(()),
+            _ => marks::check_not_merging(self.base),
+        }
     }
 
     /// What the guest sees: what was asked for, or else what the overlay was made for, or all of the

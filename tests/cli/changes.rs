@@ -174,6 +174,15 @@ fn base_of_a_merge_that_was_killed_is_served_with_what_is_left() {
         [0, 1, 12].map(|page| bytes[page * 4096])
     };
     assert_eq!(shown("base"), [3, 1, 1]);
+    for other in ["memory", "@/other"] {
+        place.refuses(
+            &format!("{SERVE} --overlay {other} --accept-base"),
+            &format!(
+                "cannot serve @/base: overlay {other}: a merge of the changes since its snapshot was \
+                 begun, and the others are still in @/cow; merge those"
+            ),
+        );
+    }
     let mut daemon = Publisher::start(&place, SERVE).unwrap();
     assert_eq!(shown("window"), [3, 1, 3]);
     assert!(daemon.signal(Signal::TERM));
