@@ -89,6 +89,23 @@ fn base_of_snapshots_that_has_changed_is_refused_until_that_is_accepted() {
 }
 
 #[test]
+fn base_of_a_tables_snapshots_that_is_accepted_is_known_to_each_of_them() {
+    let Some(place) = taken_twice() else { return };
+    let table = "s: 0 96 snapshot @/base @/one P 32\n0 96 snapshot s @/two P 32\n";
+    fs::write(place.path("table"), place.expand(table)).unwrap();
+    let base = fs::File::options().write(true).open(place.path("base")).unwrap();
+    base.write_all_at(&[9; 4096], 0).unwrap();
+    base.set_modified(UNIX_EPOCH + Duration::from_secs(1_000_000_000)).unwrap();
+    let serve = "--publish @/window --table @/table";
+    assert!(!place.run(&format!("{serve} --log-level off")).status.success());
+    for accepted in [" --accept-base", ""] {
+        let mut daemon = Publisher::start(&place, &format!("{serve}{accepted}")).unwrap();
+        assert_eq!(chunks(&place, "window"), [9, 2, 3]);
+        assert!(daemon.signal(Signal::TERM));
+    }
+}
+
+#[test]
 fn snapshots_of_snapshots_are_merged_last_first_while_nobody_serves_them() {
     let Some(place) = taken_twice() else { return };
     place.refuses(

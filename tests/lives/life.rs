@@ -59,8 +59,6 @@ pub(crate) struct Life {
     pub(crate) live_layers: usize,
     /// Whether a leg was replaced since the daemon started.
     pub(crate) has_replaced: bool,
-    /// Whether layers were accepted of which not all could be told.
-    pub(crate) has_accepted: bool,
     /// Whether a mirror's leg is served by itself.
     pub(crate) is_alone: bool,
     /// A copy of the only file, as it was once.
@@ -96,7 +94,6 @@ impl Life {
             trouble: None,
             live_layers: 0,
             has_replaced: false,
-            has_accepted: false,
             is_alone: false,
             copy: None,
             may_have_failed: false,
@@ -226,8 +223,7 @@ impl Life {
         self.believe(plan);
         self.stack.bottom.is_mark_accepted |= plan.accept;
         if self.is_orphaned(plan) {
-            // A table reads its lower COW stores only, and they can't be told then.
-            self.accept(plan.layers < 2);
+            self.accept();
         }
         (self.is_alone, self.has_replaced) = (plan.alone.is_some(), false);
         if self.is_alone {
@@ -308,8 +304,7 @@ impl Life {
         // What keeps nothing is good for anything.
         let layers = &self.stack.layers[..self.leads_to(plan)];
         let is_kept = layers.iter().any(|layer| layer.is_kept);
-        let can_tell = !plan.accept && !self.has_accepted;
-        if self.is_orphaned(plan) && is_kept && can_tell {
+        if self.is_orphaned(plan) && is_kept && !plan.accept {
             return Some("what is beneath the layers has changed".to_owned());
         }
         if let Some(layer) = layers.iter().find(|it| it.is_lost) {
@@ -326,17 +321,14 @@ impl Life {
     }
 
     /// The layers are over what there is now from now on.
-    pub(crate) fn accept(&mut self, is_told: bool) {
+    fn accept(&mut self) {
         let mut content = self.stack.bottom.content.clone();
         content.crashed();
         let over = self.stack.bottom.history();
-        self.has_accepted = !is_told;
         for layer in &mut self.stack.layers {
             layer.content.or(&content);
             content = layer.content.clone();
-            if is_told {
-                layer.over.clone_from(&over);
-            }
+            layer.over.clone_from(&over);
         }
     }
 

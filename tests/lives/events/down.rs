@@ -155,10 +155,6 @@ pub(super) fn put_copy_back(life: &mut Life) -> Outcome {
     (bottom.is_unmarked, bottom.is_moved) = (mark.is_none(), mark.is_some());
     let first = life.stack.layers.first();
     bottom.strange_mark = mark.filter(|mark| first.is_none_or(|layer| layer.cow != *mark));
-    if life.has_accepted {
-        // It may be what the layers say that they are for.
-        life.accept(false);
-    }
     Ok(())
 }
 

@@ -2,6 +2,7 @@
 
 //! Tables: targets one behind another, and the text that describes them.
 
+mod error;
 mod hint;
 mod open;
 mod pieces;
@@ -13,7 +14,8 @@ use std::sync::Arc;
 
 use thiserror::Error;
 
-pub use self::open::{OpenLeg, OpenMirror, OpenTable, OpenTableError, OpenTableErrorKind};
+pub use self::error::{OpenTableError, OpenTableErrorKind};
+pub use self::open::{OpenLeg, OpenMirror, OpenTable};
 pub use self::stores::StoreSet;
 pub use self::text::{
     DeviceSpec, Line, LogSpec, ParseTableError, ParseTableErrorKind, TargetSpec, parse,

@@ -6,105 +6,22 @@ use std::path::Path;
 use std::sync::Arc;
 
 use rustix::io::Errno;
-use thiserror::Error;
 use tracing::warn;
 
-use super::hint::{CUT_OFF, mirror_hint, store_hint, table_hint};
-use super::pieces::{self, PIECES_MAX};
+use super::Table;
+use super::error::{OpenTableError, OpenTableErrorKind};
+use super::pieces;
 use super::stores::StoreSet;
 use super::text::{DeviceSpec, Line, LogSpec, TargetSpec};
 use super::words::{Position, Word};
-use super::{InvalidTable, Table};
-use crate::page::{InvalidPages, NrPages, Pgoff, PgoffRange};
+use crate::page::{NrPages, Pgoff, PgoffRange};
 use crate::store::{Access, InvalidStore};
 use crate::target::{
-    ErrorTarget, InvalidLinear, InvalidMirror, InvalidSnapshot, InvalidStriped, Linear, Mirror,
-    MirrorLog, Origins, Snapshot, Striped, Target, ZeroTarget,
+    ErrorTarget, Linear, Mirror, MirrorLog, Origins, Snapshot, Striped, Target, ZeroTarget,
 };
 
 /// Tables of tables may be this deep.
-const DEPTH_MAX: usize = 64;
-
-/// Lines that make no table.
-#[derive(Debug, Error)]
-#[error("{position}: {kind}")]
-pub struct OpenTableError {
-    /// Where in the text.
-    pub position: Position,
-    /// What.
-    pub kind: OpenTableErrorKind,
-}
-
-/// What is wrong with what a line stands for.
-#[derive(Debug, Error)]
-#[non_exhaustive]
-pub enum OpenTableErrorKind {
-    /// The file can't be a store.
-    #[error("{path}: {}{}", chain(.source), store_hint(.source))]
-    Store {
-        /// The file.
-        path: String,
-        /// Why it can't.
-        source: InvalidStore,
-    },
-    /// The file of a mirror's leg has a size that none has.
-    #[error("{path}: {}{CUT_OFF}", chain(.source))]
-    LegSize {
-        /// The file.
-        path: String,
-        /// What is wrong with it.
-        source: InvalidStore,
-    },
-    /// It reaches past what is beneath.
-    #[error("{device}: {source}; end it there, or make {device} larger")]
-    Linear {
-        /// What is beneath.
-        device: String,
-        /// How far it reaches.
-        source: InvalidLinear,
-    },
-    /// The stripes don't make a target.
-    #[error("{}", chain(.0))]
-    Striped(InvalidStriped),
-    /// The legs and the log don't make a target.
-    #[error("{}{}", chain(.0), mirror_hint(.0))]
-    Mirror(InvalidMirror),
-    /// The origin and the COW device don't make a target.
-    #[error("{}", chain(.0))]
-    Snapshot(InvalidSnapshot),
-    /// The lines of a table don't tile it.
-    #[error("{}{}", .0, table_hint(.0))]
-    Table(InvalidTable),
-    /// The lines of a table don't stand together.
-    #[error("{0} is defined already; the lines of a table stand together")]
-    DefinedTwice(String),
-    /// A table that nothing is made of.
-    #[error("{0} is not used by any line behind it; use it, or leave it away")]
-    Unused(String),
-    /// There is no device, only tables to make one of.
-    #[error("no line without a name; those are the device itself")]
-    NoDevice,
-    /// Tables of tables of tables.
-    #[error("more than {DEPTH_MAX} tables one above another; use fewer")]
-    TooDeep,
-    /// Tables that use others too often.
-    #[error(
-        "with this line its table is made of more than {PIECES_MAX} lines, each counted as often as \
-         it is used; use fewer"
-    )]
-    TooManyPieces,
-    /// The pfn space is used up, or a page number too large.
-    #[error(transparent)]
-    Pages(InvalidPages),
-}
-
-/// An error and what caused it, on one line: a position goes before them both.
-fn chain(error: &dyn std::error::Error) -> String {
-    match error.source() {
-        Some(source) => format!("{error}: {}", chain(source)),
-        None => error.to_string(),
-    }
-}
+pub(super) const DEPTH_MAX: usize = 64;
 
 /// A table that was opened, and those of its targets that have something to tell, each with the
 /// place of its line.
@@ -154,13 +71,10 @@ impl StoreSet {
             let end = Position { line: end, column: 1 };
             return Err(end.open_error(OpenTableErrorKind::NoDevice));
         };
-        let mut opener = Opener {
-            stores: self,
-            definitions,
-            mirrors: Vec::new(),
-            snapshots: Vec::new(),
-            depth: 0,
-        };
+        if self.origins == Origins::Any {
+            self.accept_beneath(lines)?;
+        }
+        let mut opener = Opener::new(self, definitions);
         let table = opener.open_lines(device, Access::ReadWrite)?;
         let Opener { definitions, mirrors, snapshots, .. } = opener;
         // The last one is nearest to the mistake: what it uses isn't used either.
@@ -174,6 +88,20 @@ impl StoreSet {
             return Err(lines[0].position.open_error(kind));
         }
         Ok(OpenTable { table, mirrors, snapshots })
+    }
+
+    /// Has the COW stores that others are kept over say what they are over from now on. The device
+    /// only reads them, so each is opened for that by itself, the lowest first.
+    fn accept_beneath(&self, lines: &[Line]) -> Result<(), OpenTableError> {
+        let is_snapshot = |line: &Line| matches!(line.target, TargetSpec::Snapshot { .. });
+        for (number, table) in Definition::all(lines)?.iter().enumerate() {
+            if table.name.is_some() && table.lines.iter().any(is_snapshot) {
+                let mut stores = Self::with_origins(self.origins).taking_marked();
+                let definitions = Definition::all(lines)?;
+                Opener::new(&mut stores, definitions).open_lines(number, Access::ReadWrite)?;
+            }
+        }
+        Ok(())
     }
 }
 
@@ -221,7 +149,11 @@ struct Scope {
     access: Access,
 }
 
-impl Opener<'_, '_> {
+impl<'a, 's> Opener<'a, 's> {
+    fn new(stores: &'s mut StoreSet, definitions: Vec<Definition<'a>>) -> Self {
+        Self { stores, definitions, mirrors: Vec::new(), snapshots: Vec::new(), depth: 0 }
+    }
+
     /// The table of that number.
     fn open_lines(&mut self, number: usize, access: Access) -> Result<Table, OpenTableError> {
         let lines = self.definitions[number].lines;

@@ -9,7 +9,7 @@
 
 use std::collections::HashMap;
 
-use super::open::{OpenTableError, OpenTableErrorKind};
+use super::error::{OpenTableError, OpenTableErrorKind};
 use super::text::{DeviceSpec, Line, TargetSpec};
 
 /// A table may be made of so many lines, each counted as often as it is used.
