@@ -123,7 +123,7 @@ fn open_alone(path: &Path, args: &BackingArgs) -> anyhow::Result<Backing> {
     };
     let stores = set.stores().map(Arc::clone).collect();
     let cows = match args.read_only {
-        // In the state of its snapshot.
+        // The file alone, as its snapshot has it.
         true => Vec::new(),
         false => chain::find(&marked_stores(&*target)?, Some(path)).with_context(context)?,
     };
@@ -315,7 +315,7 @@ pub(crate) fn warn_of_size(window: &Window, region: NrPages) {
     }
 }
 
-/// Whether a layer isn't over what it was made for.
+/// Returns whether a layer was refused over a changed base.
 fn is_base_changed(cause: &(dyn std::error::Error + 'static)) -> bool {
     matches!(cause.downcast_ref(), Some(LayerError::Snapshot(InvalidSnapshot::Base(_))))
 }

@@ -74,7 +74,7 @@ impl Asked<'_> {
         Ok(Arc::new(snapshot))
     }
 
-    /// That the base isn't a mixture, of which the rest is in another overlay.
+    /// Checks that the base is not half merged, with the rest in another overlay.
     fn check_not_merging(self) -> anyhow::Result<()> {
         match marks::of(self.base)? {
             Some(mark) if marks::is_kept_in(&mark, self.overlay) => Ok(()),
@@ -151,7 +151,7 @@ pub(crate) fn explain_overlay(error: InvalidSnapshot) -> anyhow::Error {
     anyhow!("{:#}{hint}", anyhow!(error))
 }
 
-/// After a refusal of a base that has changed.
+/// What to do about a base that has changed.
 pub(crate) const HINT_BASE: &str =
     "; bring it back as it was, or, if it is right as it is, give --accept-base";
 

@@ -80,7 +80,7 @@ fn base_of_snapshots_that_has_changed_is_refused_until_that_is_accepted() {
          --accept-base; or, to give up what was written since the snapshot, run \"vhost-pmemd unmark \
          @/base\"",
     );
-    // That is known from then on, of each of them.
+    // Each layer remembers that.
     for accepted in [" --accept-base", ""] {
         let mut daemon = Publisher::start(&place, &format!("{SERVE}{accepted}")).unwrap();
         assert_eq!(chunks(&place, "window"), [9, 2, 3]);

@@ -190,7 +190,7 @@ fn base_of_a_merge_that_was_killed_is_served_with_what_is_left() {
     assert!(!is_marked(&place));
 }
 
-/// A backup that is put back by a tool that keeps the file, and with it the mark.
+/// A backup restored by a tool that writes into the old file, which keeps its mark.
 #[test]
 fn backup_written_over_a_marked_file_is_refused_and_says_how_it_is_served() {
     let Some(place) = taken() else { return };

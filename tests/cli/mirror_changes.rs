@@ -137,7 +137,7 @@ fn mirror_that_was_written_beneath_a_cow_store_is_refused_until_that_is_accepted
         assert_eq!(byte, 1);
         flush(&place, 2);
         end(daemon);
-        // A leg that is brought up changes nothing of what they hold.
+        // Bringing a leg up doesn't change the content.
         take_away(&place, "b");
         end(restart(&place));
         fs::rename(place.path("elsewhere"), place.path("b")).unwrap();
@@ -186,7 +186,7 @@ fn leg_that_is_behind_does_not_tell_of_snapshots() {
     end(daemon);
 }
 
-/// It has the mark of a snapshot whose changes were given up without it, and these are back, too.
+/// Its mark names a COW store that was given up while it was away, and that came back.
 #[test]
 fn changes_that_were_given_up_while_a_leg_was_away_stay_so() {
     let place = Place::new();

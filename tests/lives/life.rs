@@ -526,7 +526,7 @@ impl Life {
         }
     }
 
-    /// These pages were written, as far as it is known to have worked.
+    /// Notes that these pages were written, if the write is known to have succeeded.
     pub(crate) fn changed(&mut self, mut pages: Range<usize>, number: Number) {
         let is_new = pages.any(|page| self.stack.content().page(page) == Some(number));
         self.stack.layers.last_mut().into_iter().for_each(|layer| layer.is_written |= is_new);

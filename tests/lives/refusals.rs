@@ -223,7 +223,7 @@ fn give_layers_up(life: &mut Life, plan: &mut Plan, text: &str) -> Outcome {
     Ok(())
 }
 
-/// The marks of the other legs lead nowhere now, too, and would be refused one after another.
+/// Removes the marks of the other legs, which would be refused one after another.
 fn unmark_other_legs(life: &mut Life) -> Outcome {
     let names: Vec<_> = life.stack.bottom.legs.iter().map(|leg| leg.name.clone()).collect();
     for name in names.iter().flat_map(|name| [name.clone(), format!("{name}.away")]) {

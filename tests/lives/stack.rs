@@ -36,11 +36,11 @@ pub(crate) struct Bottom {
     epoch: u32,
     /// The COW store that its files say is over them, if it is none of the layers.
     pub(crate) strange_mark: Option<String>,
-    /// Whether the layers are over it all the same, as an operator has said.
+    /// Whether an operator has accepted it beneath the layers.
     pub(crate) is_mark_accepted: bool,
     /// Whether the log is another mirror's.
     pub(crate) is_log_strange: bool,
-    /// Whether some legs may have been told of something, and others not, when the power was cut.
+    /// Whether a power cut may have left some legs with newer labels than others.
     pub(crate) is_half_told: bool,
     /// Whether it is a copy that was put back; and whether its mark is another file's.
     pub(crate) is_restored: bool,

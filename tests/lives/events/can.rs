@@ -98,8 +98,8 @@ pub(super) fn change_base(life: &Life) -> bool {
     is_file_down(life) && life.stack.layers.iter().all(|layer| layer.without.is_none())
 }
 
-/// One that tells of layers that are lost, if there are any: nothing else does. And none that tells of a
-/// COW store which is no layer any more, and whose removal the power cut has undone.
+/// Excludes a copy without a mark while a layer is lost, as nothing would tell of the layer; and a copy
+/// whose mark names a removed COW store that a power cut brought back.
 pub(super) fn has_copy_down(life: &Life) -> bool {
     let layers = &life.stack.layers;
     let is_lost = layers.iter().any(|layer| layer.is_lost);

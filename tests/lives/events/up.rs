@@ -102,7 +102,7 @@ pub(super) fn snapshot(life: &mut Life) -> Outcome {
     let mut layer = Layer::new(cow, content.clone(), over);
     layer.without = Some(content);
     let path = life.world.shown(&layer.cow);
-    // They tell of the first one, as far as it was taken.
+    // The first snapshot marks them, even if its outcome is unknown.
     life.stack.bottom.is_unmarked &= !life.stack.layers.is_empty();
     life.stack.layers.push(layer.clone());
     match life.world.ask(&["snapshot", &path]) {

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
 
-//! How a file or block device is opened: for good, by nobody else who writes, and nothing that blocks.
+//! Opening files and block devices: locked, and never blocking.
 
 use std::fs::File;
 use std::os::fd::AsRawFd;
@@ -35,7 +35,7 @@ pub(super) fn reopen(file: &File, flags: OFlags) -> Result<File, InvalidStore> {
 }
 
 pub(super) fn open(path: &Path, access: Access, create: bool) -> Result<File, InvalidStore> {
-    // Without NONBLOCK a FIFO would block here, for ever.
+    // Without NONBLOCK a FIFO would block here indefinitely.
     let mut flags = flags(access) | OFlags::NONBLOCK;
     if create {
         flags |= OFlags::CREATE | OFlags::EXCL;

@@ -90,8 +90,8 @@ impl StoreSet {
         Ok(OpenTable { table, mirrors, snapshots })
     }
 
-    /// Has the COW stores that others are kept over say what they are over from now on. The device
-    /// only reads them, so each is opened for that by itself, the lowest first.
+    /// Records the accepted origin in each COW store below the uppermost one. The device opens those
+    /// read-only, so each is opened by itself for that, the lowest first.
     fn accept_beneath(&self, lines: &[Line]) -> Result<(), OpenTableError> {
         let is_snapshot = |line: &Line| matches!(line.target, TargetSpec::Snapshot { .. });
         for (number, table) in Definition::all(lines)?.iter().enumerate() {

@@ -35,7 +35,7 @@ pub(crate) fn access_of<'a>(targets: impl IntoIterator<Item = &'a dyn Target>) -
     if may_write { Access::ReadWrite } else { Access::ReadOnly }
 }
 
-/// What holds pages that are written.
+/// A holder of written pages.
 #[derive(Debug, Clone, Copy)]
 pub enum Holder<'a> {
     /// A store.

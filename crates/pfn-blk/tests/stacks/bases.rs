@@ -258,7 +258,7 @@ fn blank_store_over_a_base_that_has_its_changes_elsewhere_is_refused() {
     place.open_over(Origins::Any, base, "other").unwrap();
 }
 
-/// Nothing could be mixed up, but what it says is in there isn't.
+/// Nothing can be mixed up, but the changes that the mark names are not there.
 #[test]
 fn store_without_changes_is_refused_over_a_base_that_says_where_they_are() {
     let Some(place) = Place::new() else { return };

@@ -25,7 +25,7 @@ enum Step {
     Merge,
     /// The process ends, and another one opens the stack.
     Restart,
-    /// The legs of mirrors are turned by so many when the stack is opened next.
+    /// Rotates the legs of mirrors by this number at the next opening.
     Turn(usize),
     /// Power is cut in the midst of the write or sync after so many.
     Cut(usize),
@@ -134,7 +134,7 @@ impl<'a> Subject<'a> {
         if self.power.is_cut() {
             self.power.restore();
             self.restart();
-            // There is nothing more to lose, but that another leg of a mirror may be read next time.
+            // All is durable then, except that another leg of a mirror may be read after a restart.
             if self.built.mirrors.is_empty() {
                 self.held.iter_mut().for_each(Held::settle);
             }
@@ -169,7 +169,7 @@ impl<'a> Subject<'a> {
         self.power.mend();
         let stores = self.built.stores.iter().map(|store| store.clear_failure());
         let snapshots = self.built.snapshots.iter().map(|snapshot| snapshot.clear_failure());
-        // A mirror that can't keep its log needs another opening.
+        // A mirror whose log failed must be opened again.
         let has_log = |built: &BuiltMirror| built.mirror.log_failure().is_none();
         let have_logs = self.built.mirrors.iter().all(has_log);
         for cleared in stores.chain(snapshots) {

@@ -120,7 +120,7 @@ fn header_that_was_not_written_is_when_the_failure_is_cleared() {
         let persisted = region.persist(region.pages());
         power.mend();
         assert_eq!(region.persist(region.pages()).is_ok(), persisted.is_ok());
-        // Not where the store's sync has failed, which is another failure.
+        // A failed sync of the store is another failure.
         if snapshot.clear_failure().is_ok_and(|had_failed| had_failed) {
             cleared += 1;
             write(&region, 0, &[2]).unwrap();

@@ -148,7 +148,7 @@ pub(super) struct Layers {
     bottom: Arc<Region>,
     /// Those that a process before has left, until they are restored.
     left: Vec<PathBuf>,
-    /// What those may be over.
+    /// Which origins those accept.
     origins: Origins,
     /// Each over the one before it. Locked for writing while one comes or goes.
     stack: RwLock<Vec<Over>>,
@@ -176,7 +176,7 @@ impl Layers {
         }
     }
 
-    /// The same, with the layers in `left` to [restore](Self::restore) over such origins.
+    /// Adds the layers in `left`, which [`restore`](Self::restore) opens.
     pub(super) fn with_left(self, left: Vec<PathBuf>, origins: Origins) -> Self {
         Self { left, origins, ..self }
     }
@@ -308,7 +308,7 @@ impl Layers {
         }
     }
 
-    /// Takes the failures of COW stores back, if they can be written and synced now.
+    /// Clears the failures of COW stores, if they can be written and synced now.
     pub(super) fn clear_failures(&self) -> Result<(), LayerError> {
         self.stack().iter().try_for_each(|over| {
             over.store.clear_failure()?;

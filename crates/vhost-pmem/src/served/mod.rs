@@ -149,7 +149,7 @@ pub struct Layered {
     pub region: Region,
     /// Where they are kept, the first one taken first. Each is the origin of the next.
     pub cows: Vec<PathBuf>,
-    /// What they may be over.
+    /// Which origins they accept.
     pub origins: Origins,
 }
 

@@ -45,7 +45,7 @@ pub(super) struct Belief {
     pub(super) behind: u8,
     /// Whether the log was kept up to the last event.
     pub(super) is_logged: bool,
-    /// The generation of what they hold.
+    /// The generation of the mirror's content.
     pub(super) generation: Option<Id>,
     /// Whether no leg has a label: nobody has ever written to the mirror.
     pub(super) is_new: bool,

@@ -135,7 +135,7 @@ pub(super) struct Label {
     file: U64,
     /// 1 if the file was about to be written without the mirror then, and else 0.
     alone: U64,
-    /// The generation of what the mirror holds, as that of a file; 0 if it has none.
+    /// The generation of the mirror's content, as a file has one; 0 if none.
     generation: [u8; 16],
 }
 

@@ -63,7 +63,7 @@ impl Leg {
         &self.place
     }
 
-    /// Whether its stores can be marked.
+    /// Returns whether its stores can be marked.
     pub(super) fn has_attributes(&self) -> bool {
         matches!(self.place, Place::Stores(_))
     }
@@ -107,7 +107,7 @@ impl Leg {
         Ok(None)
     }
 
-    /// Takes the marks of its stores away, but for that which `source` has.
+    /// Removes the marks of its stores, except the one that `source` has.
     pub(super) fn forget_marks_but(&self, source: Option<&Pagemap>) -> Result<(), BioError> {
         let kept = source.map(own_mark).transpose()?.flatten();
         for pagemap in self.stores() {

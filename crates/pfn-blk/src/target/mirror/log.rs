@@ -118,7 +118,7 @@ pub(super) struct Log {
     /// Whether bits of pages were set that no record is about to write.
     unwritten: bool,
     written: BTreeMap<u64, Activity>,
-    /// The stale regions that were read, while a leg that isn't behind may hold something else there.
+    /// The stale regions that were read while current legs may differ there.
     read: BTreeSet<u64>,
     /// How many persists have begun.
     persists: u64,
@@ -306,13 +306,13 @@ impl Log {
         self.roll.set_whole(0);
     }
 
-    /// `regions` were read, while a leg that isn't behind may hold something else where they are stale.
+    /// Notes that `regions` were read while current legs may differ in the stale ones among them.
     pub(super) fn note_read(&mut self, regions: Range<u64>) {
         let stale = regions.filter(|region| self.stale.contains(index(*region)));
         self.read.extend(stale);
     }
 
-    /// The first region from `from` on of which that is so.
+    /// Returns the first region from `from` on that was noted.
     pub(super) fn next_read(&self, from: u64) -> Option<u64> {
         self.read.range(from..).next().copied()
     }
@@ -341,8 +341,8 @@ impl Log {
         }
     }
 
-    /// The legs that are written were given `region`. If that is all of them, it keeps its bit until a
-    /// persist, like one that was written to.
+    /// Records that all legs that are written have `region`. If `to_all`, it keeps its bit only until
+    /// a persist, as a written region does.
     pub(super) fn copied(&mut self, region: u64, to_all: bool) {
         self.read.remove(&region);
         if to_all {

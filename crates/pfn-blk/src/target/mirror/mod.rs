@@ -111,8 +111,8 @@ pub struct MirrorLog {
 /// regions only. A log that wasn't there for the last event isn't believed: all is compared.
 ///
 /// Where bits are set when a mirror is opened, legs that have everything acknowledged may still differ:
-/// one is read, the first, and the others are not until a resync has copied those regions to them. What
-/// was read before that is copied by the next persist: it must be the same when another leg is the first. A
+/// one is read, the first, and the others are not until a resync has copied those regions to them. The
+/// next persist copies regions that were read in between: another leg may be first at the next opening. A
 /// mirror whose believed leg fails before that fails too: it never answers with what might be
 /// something else.
 ///
@@ -553,8 +553,8 @@ impl Target for Mirror {
     }
 
     fn markable(&self, visit: &mut dyn FnMut(&Pagemap)) {
-        // One that is behind may have missed a mark, or that it was taken away. It's all there is to know
-        // where the others have none, as block devices.
+        // The marks of a leg that is behind may be out of date. They count only where current legs
+        // can't have any, as block devices.
         let (all, behind) = (self.legs(), self.states().behind());
         let whole = all.iter().enumerate().filter(|(leg, _)| behind & bit(*leg) == 0);
         let whole: Vec<_> = whole.map(|(_, leg)| Arc::clone(leg)).collect();

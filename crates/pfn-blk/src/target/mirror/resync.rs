@@ -90,7 +90,7 @@ impl Mirror {
             source = source.map_or_else(|| from.origin(), |source| Ok(Some(source)))?;
         }
         if of(!behind).any(|leg| leg.has_attributes()) {
-            // What they say is of before they were left behind.
+            // Their marks are out of date.
             of(legs & behind).try_for_each(|leg| leg.forget_marks_but(source.as_deref()))?;
         }
         source.map_or(Ok(()), |source| of(legs).try_for_each(|leg| leg.mark_as(&source)))
@@ -203,15 +203,14 @@ impl Mirror {
         Ok(())
     }
 
-    /// Copies what was read to the legs that aren't behind, and may hold something else since power was
-    /// cut. A flush that is acknowledged covers what was read before it, whichever of them is read next
-    /// time.
+    /// Copies stale regions that were read to all current legs, which may differ there after a power
+    /// cut. A flush also covers what was read before it, and another leg may be read after a restart.
     pub(super) fn copy_what_was_read(&self) -> Result<(), BioError> {
         let mut log = lock(&self.log);
         if log.next_read(0).is_none() {
             return Ok(());
         }
-        // As before any write.
+        // Labels are written before any write to a leg.
         self.record(&mut log, self.states())?;
         drop(log);
         let next = |from| lock(&self.log).next_read(from);

@@ -24,11 +24,11 @@ pub(super) struct Roll {
     behind: u8,
     /// Those that weren't told, as they had failed.
     failed: u8,
-    /// Whether that, and the generation, was written since the mirror was opened.
+    /// Whether members and generation were written since the mirror was opened.
     is_written: bool,
-    /// The generation of what the mirror holds.
+    /// The generation of the mirror's content.
     generation: Option<Id>,
-    /// Whether it is another one than when the mirror was opened.
+    /// Whether it was moved on since the mirror was opened.
     has_moved: bool,
     /// What a leg lacks that was written to at this event, or later, is told by the log's bits.
     whole: u64,
@@ -57,12 +57,12 @@ impl Roll {
         self.generation
     }
 
-    /// What the mirror holds is about to be of this generation; the legs aren't told yet.
+    /// Makes `next` the generation of the mirror's content, to be written with the next labels.
     pub(super) fn move_on_to(&mut self, next: Id) {
         (self.generation, self.has_moved, self.is_written) = (Some(next), true, false);
     }
 
-    /// The mirror is about to be written, by whom nothing is known that is kept over it.
+    /// Moves the generation on, once for each opening, before a write that no merge announced.
     pub(super) fn move_on(&mut self) -> Result<(), BioError> {
         if !self.has_moved {
             self.move_on_to(new_generation()?);
@@ -151,20 +151,20 @@ impl Roll {
     }
 }
 
-/// One that no other content has.
+/// Returns a random generation.
 pub(super) fn new_generation() -> Result<Id, BioError> {
     Id::random().map_err(|source| BioError::Random(Arc::new(source)))
 }
 
 impl Mirror {
-    /// The generation of what it holds: another one whenever it may have been written, but by a merge
-    /// that [says so](Self::move_on_to). None if its legs have labels of before there were any, and
-    /// weren't written since.
+    /// Returns the generation of its content. It changes before the first write after an opening,
+    /// unless a merge has [named the next one](Self::move_on_to). None if the labels are of a version
+    /// without generations.
     pub(crate) fn generation(&self) -> Option<Id> {
         lock(&self.log).roll().generation()
     }
 
-    /// Makes `next` its generation, durably: a merge is about to write to it.
+    /// Makes `next` its generation, durably, before a merge writes to it.
     pub(crate) fn move_on_to(&self, next: Id) -> Result<(), BioError> {
         let mut log = lock(&self.log);
         log.roll().move_on_to(next);

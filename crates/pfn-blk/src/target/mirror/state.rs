@@ -76,7 +76,7 @@ impl States {
         self.failed | self.lacking
     }
 
-    /// The legs that have all that was acknowledged, and may differ in what was not: power was cut.
+    /// Returns the legs that have all acknowledged writes but may differ in others, after a power cut.
     pub(super) fn unsettled(self) -> u8 {
         self.recovering & !self.lacking
     }

@@ -93,7 +93,7 @@ pub(super) struct Found {
     modified: Option<SystemTime>,
 }
 
-/// What holds the pages of `target`, each once.
+/// Returns what holds the pages of `target`, each once.
 fn holders(target: &dyn Target) -> Vec<Holder<'_>> {
     let mut holders: Vec<Holder<'_>> = Vec::new();
     target.holders(&mut |holder| {
@@ -118,7 +118,7 @@ impl Found {
             let store = match holder {
                 Holder::Store(pagemap) => pagemap.store(),
                 Holder::Mirror(mirror) => {
-                    // The size and the times of a leg aren't those of another.
+                    // Sizes and times differ from leg to leg.
                     have_all &= mirror.generation().is_some();
                     found.generations.extend(mirror.generation());
                     continue;
@@ -165,14 +165,14 @@ impl Found {
         Ok(())
     }
 
-    /// Whether it has the generation of `base`, or the one that a merge gives it.
+    /// Returns whether it has the generation of `base`, or the one that a merge gives it.
     pub(super) fn has_generation(&self, base: Base, next: Option<Id>) -> bool {
         let is_merged_into = next.is_some_and(|next| self.generations.contains(&next));
         is_merged_into || (base.generation.is_some() && base.generation == self.base.generation)
     }
 }
 
-/// Gives all that holds `origin` the generation `next`: a merge is about to write to it.
+/// Gives all that holds `origin` the generation `next`, before a merge writes to it.
 pub(super) fn move_on(origin: &dyn Target, next: Id) -> Result<(), NotTold> {
     holders(origin).into_iter().try_for_each(|holder| match holder {
         Holder::Store(pagemap) => {
@@ -219,8 +219,8 @@ fn all_marked(target: &dyn Target) -> Result<Vec<MarkedStore>, NotTold> {
     found
 }
 
-/// The stores of `target` that are marked as origins. Of a mirror's legs only those that have everything
-/// count, if they can be marked at all: another may have missed that a mark was taken away.
+/// Returns the stores of `target` that are marked as origins. Of a mirror only current legs count, if
+/// they can be marked: the mark of another leg may be out of date.
 pub fn marked_stores(target: &dyn Target) -> Result<Vec<MarkedStore>, InvalidSnapshot> {
     Ok(all_marked(target)?)
 }

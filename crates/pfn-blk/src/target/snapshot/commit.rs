@@ -30,7 +30,7 @@ pub(super) struct Committed {
     pub(super) is_recorded: bool,
     /// Whether the origin has the generation of a merge that has begun.
     pub(super) has_moved: bool,
-    /// Why nobody knows any more what it says: a chunk that it gives away must not be used.
+    /// Why its content is unknown. Until that is cleared, chunks that it may have freed are not reused.
     pub(super) failed: Option<PersistError>,
 }
 
@@ -69,14 +69,14 @@ impl Snapshot {
         }
     }
 
-    /// Takes a failure to update the COW store back, if that can be done now: for an operator, as
-    /// [`Pagemap::clear_failure`](crate::Pagemap::clear_failure). Whether there was one.
+    /// Clears a failure to update the COW store if the update succeeds now. For an operator, like
+    /// [`Pagemap::clear_failure`](crate::Pagemap::clear_failure). Returns whether there was one.
     pub fn clear_failure(&self) -> Result<bool, PersistError> {
         let mut committed = lock(&self.committed);
         if committed.failed.is_none() {
             return Ok(false);
         }
-        // What it counted before is as it was: no chunk was given back, and none taken instead.
+        // The last count is still right: no chunk was freed or reused since.
         let count = committed.count;
         self.write_header(&mut committed, count)?;
         committed.failed = None;

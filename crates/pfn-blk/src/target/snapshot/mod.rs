@@ -67,8 +67,8 @@ pub struct SnapshotUsage {
 /// store's header says what its origin is – the size, the generation and the times of its files – and
 /// an origin that differs is refused, with [`InvalidSnapshot::Base`]. What can't be compared isn't:
 /// a block device has a size only, a mirror a generation only. A store in which nothing is kept is good for any
-/// origin, unless that is [marked](crate::mark_origin) as one whose changes are in another store, or were
-/// in this one and merged.
+/// origin, unless a [mark](crate::mark_origin) says that the origin's changes are in another store, or in
+/// this one, which was merged since.
 ///
 /// # Layout
 ///
@@ -424,7 +424,7 @@ fn check_origin(
         };
     };
     match was.base {
-        // Something is kept over the store even if nothing is in it.
+        // An empty store matters if another one is kept over it.
         Some(base) if used > 0 || base::marked(cow)?.is_some() => {
             found.check(base, was.next).map_err(InvalidSnapshot::Base)
         }
@@ -432,8 +432,8 @@ fn check_origin(
     }
 }
 
-/// That `origin` may have a COW store with that record over it in which nothing is kept: nothing can be
-/// mixed up, but the origin may say that its changes are in another one, or were in this one.
+/// Checks that `origin` may be used with an empty COW store that has this record. The origin's mark may
+/// say that its changes are in another store, or in this one, which was merged since.
 fn check_unkept(origin: &dyn Target, found: &Found, was: Record) -> Result<(), InvalidSnapshot> {
     let Some(marked) = base::marked(origin)? else { return Ok(()) };
     let is_the_one = was.base.is_some_and(|base| found.has_generation(base, was.next));
