@@ -181,3 +181,22 @@ fn snapshot_over_an_older_copy_of_its_base_is_not_served() {
         ],
     );
 }
+
+#[test]
+fn snapshots_over_one_another_are_merged_after_a_restart() {
+    if !can_live() {
+        return;
+    }
+    for end in ["kill", "stop"] {
+        let mut life = Life::new(1, Log::None, 0);
+        let mut taken = ["snapshot", "write", "flush"].repeat(2);
+        taken.push(end);
+        let lived =
+            events::begin(&mut life).and_then(|()| events::all(&mut life, &taken)).and_then(|()| {
+                // Only the marks tell of them.
+                life.plan = Some(Plan { layers: 0, ..Plan::of(&life.stack) });
+                events::all(&mut life, &["start", "merge", "write", "flush", "merge", end, "start"])
+            });
+        told(&life, lived);
+    }
+}
