@@ -222,7 +222,7 @@ impl Life {
         self.stack.layers.iter_mut().for_each(|layer| layer.without = None);
         self.believe(plan);
         self.stack.bottom.is_mark_accepted |= plan.accept;
-        if self.is_orphaned(plan) {
+        if self.may_be_orphaned(plan) {
             self.accept();
         }
         (self.is_alone, self.has_replaced) = (plan.alone.is_some(), false);
@@ -254,16 +254,20 @@ impl Life {
         legs
     }
 
-    /// Whether the layers were made over something else than there is now.
+    /// Whether the layers were made over something else than there is now, for certain.
     pub(crate) fn is_orphaned(&self, plan: &Plan) -> bool {
+        // A merge that was cut has changed it itself, and that may hide other changes.
+        let is_merging = self.stack.layers.first().is_some_and(|layer| layer.is_merging);
+        self.may_be_orphaned(plan) && !is_merging
+    }
+
+    pub(crate) fn may_be_orphaned(&self, plan: &Plan) -> bool {
         let bottom = &self.stack.bottom;
         let is_over = |over: &History| match bottom.expected(&self.legs_there(plan)) {
             Expected::Leg(leg) => is_same(&bottom.legs[leg].history, over),
             Expected::Split(..) | Expected::Nothing => true,
         };
-        // A merge that was cut has changed it itself.
-        let is_merging = self.stack.layers.first().is_some_and(|layer| layer.is_merging);
-        self.leads_to(plan) > 0 && !is_merging && !is_over(&self.stack.layers[0].over)
+        self.leads_to(plan) > 0 && !is_over(&self.stack.layers[0].over)
     }
 
     /// How many layers are served by a plan: those that it names, and all that marks lead to.

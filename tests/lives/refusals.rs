@@ -60,7 +60,7 @@ const REFUSALS: &[Refusal] = &[
     Refusal {
         says: "the file beneath isn't what it was when the changes were made",
         // A copy may be older also if it holds the same.
-        agrees: |life, plan, _| life.is_orphaned(plan) || life.stack.bottom.is_restored,
+        agrees: |life, plan, _| life.may_be_orphaned(plan) || life.stack.bottom.is_restored,
         ways_out: &[
             WayOut { named: &["give --accept-base"], can: always, go: accept },
             WayOut {
