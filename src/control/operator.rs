@@ -153,6 +153,8 @@ impl Operator {
 
     /// Takes a snapshot, with all marked that must not be written from then on.
     fn take_marked(&self, origins: &[OwnedFd], id: Id, cow: &Path) -> anyhow::Result<()> {
+        let mirrors = self.mirrors();
+        let _marks: Vec<_> = mirrors.iter().map(|open| open.mirror.hold_marks()).collect();
         // Before anything is kept apart from them.
         origins.iter().try_for_each(|origin| mark(origin, id, cow))?;
         self.device.take_snapshot(cow)?;
@@ -162,10 +164,13 @@ impl Operator {
 
     /// A snapshot was merged or dropped: nothing is kept in `cow` any more.
     fn forget(&self, cow: &Path) {
+        let mirrors = self.mirrors();
+        let marks: Vec<_> = mirrors.iter().map(|open| open.mirror.hold_marks()).collect();
         match self.origins() {
             Ok(origins) => unmark(&origins),
             Err(error) => warn!(%error, "an origin is still marked as one"),
         }
+        drop(marks);
         if let Err(error) = fs::remove_file(cow) {
             warn!(cow = %cow.display(), %error, "cannot remove a COW store that is of no use any more");
         }

@@ -124,12 +124,9 @@ fn mirror_that_was_written_beneath_a_cow_store_is_refused_until_that_is_accepted
         let place = Place::new();
         let Some(daemon) = mirror(&place, log) else { return };
         end(daemon);
-        let line = format!("m: 0 2048 mirror {log} 2 @/a 0 @/b 0\n0 2048 snapshot m @/cow P 32\n");
-        fs::write(place.path("over"), place.expand(&line)).unwrap();
-        File::create(place.path("cow")).unwrap().set_len(SIZE).unwrap();
-        let over = "--publish @/window --table @/over";
+        put_over(&place, log);
         let shown = |options: &str| {
-            let daemon = Publisher::start(&place, &format!("{over}{options}")).unwrap();
+            let daemon = Publisher::start(&place, &format!("{OVER}{options}")).unwrap();
             let byte = first(&place, "window");
             (byte, daemon)
         };
@@ -151,7 +148,7 @@ fn mirror_that_was_written_beneath_a_cow_store_is_refused_until_that_is_accepted
         flush(&place, 3);
         end(daemon);
         place.refuses(
-            &format!("{over} --log-level off"),
+            &format!("{OVER} --log-level off"),
             "table @/over: line 2, column 1: the file beneath isn't what it was when the changes were \
              made: since then it was served by itself and written, or another overlay was merged into \
              it; bring it back as it was, or, if it is right as it is, give --accept-base",
@@ -161,6 +158,74 @@ fn mirror_that_was_written_beneath_a_cow_store_is_refused_until_that_is_accepted
             assert_eq!(byte, 2);
             end(daemon);
         }
+    }
+}
+
+const OVER: &str = "--publish @/window --table @/over";
+
+/// A table of a snapshot of the mirror, with a COW store that is blank yet.
+fn put_over(place: &Place, log: &str) {
+    let line = format!("m: 0 2048 mirror {log} 2 @/a 0 @/b 0\n0 2048 snapshot m @/cow P 32\n");
+    fs::write(place.path("over"), place.expand(&line)).unwrap();
+    File::create(place.path("cow")).unwrap().set_len(2 * SIZE).unwrap();
+}
+
+fn is_refused_as_written(place: &Place) {
+    let said = String::from_utf8(place.run(&format!("{OVER} --log-level off")).stderr).unwrap();
+    assert!(said.contains("since then it was served by itself and written"), "{said}");
+}
+
+#[test]
+fn new_mirror_that_is_written_beneath_a_cow_store_is_refused() {
+    let place = Place::new();
+    let Some(daemon) = mirror(&place, LOGS[0]) else { return };
+    end(daemon);
+    for leg in LEGS {
+        fs::remove_file(place.path(leg)).unwrap();
+        File::create(place.path(leg)).unwrap().set_len(SIZE).unwrap();
+    }
+    put_over(&place, LOGS[0]);
+    let daemon = Publisher::start(&place, OVER).unwrap();
+    flush(&place, 2);
+    end(daemon);
+    let daemon = restart(&place);
+    flush(&place, 3);
+    end(daemon);
+    is_refused_as_written(&place);
+}
+
+/// A copy of a COW store that was dropped since, with the mirror written in the same session.
+#[test]
+fn mirror_that_was_written_after_a_drop_is_refused_beneath_the_dropped_changes() {
+    let place = Place::new();
+    let Some(daemon) = mirror(&place, LOGS[0]) else { return };
+    put_over(&place, LOGS[0]);
+    fs::remove_file(place.path("cow")).unwrap();
+    ask(&place, "snapshot @/taken");
+    flush(&place, 2);
+    fs::copy(place.path("taken"), place.path("cow")).unwrap();
+    ask(&place, "drop");
+    flush(&place, 3);
+    end(daemon);
+    is_refused_as_written(&place);
+}
+
+#[test]
+fn check_of_a_snapshot_over_each_leg_alone_changes_nothing() {
+    for log in LOGS {
+        let place = Place::new();
+        let Some(daemon) = mirror(&place, log) else { return };
+        end(daemon);
+        put_over(&place, log);
+        for leg in LEGS {
+            take_away(&place, leg);
+            let checked = place.run("check --table @/over");
+            assert!(checked.status.success(), "{}", String::from_utf8_lossy(&checked.stderr));
+            fs::rename(place.path("elsewhere"), place.path(leg)).unwrap();
+        }
+        let daemon = Publisher::start(&place, OVER).unwrap();
+        assert_eq!(first(&place, "window"), 1);
+        end(daemon);
     }
 }
 

@@ -161,10 +161,14 @@ pub struct Mirror {
     regions: Vec<Mutex<()>>,
     /// Held during a resync.
     resyncing: Mutex<()>,
+    /// Held while the marks of the legs are read or changed.
+    marking: Mutex<()>,
     /// How many legs are about to be replaced, for which a resync ends.
     replacing: AtomicU32,
     /// Whether any was, since the mirror was opened.
     is_replaced: AtomicBool,
+    /// Whether there was any bio since the mirror was opened.
+    is_used: AtomicBool,
     /// How many bios there were, for a resync to let them go first.
     bios: AtomicU64,
     _log_claims: Vec<Claim>,
@@ -240,6 +244,8 @@ impl Mirror {
             states: AtomicU32::new(states.into()),
             regions: (0..REGION_LOCKS).map(|_| Mutex::new(())).collect(),
             resyncing: Mutex::new(()),
+            marking: Mutex::new(()),
+            is_used: AtomicBool::new(false),
             replacing: AtomicU32::new(0),
             is_replaced: AtomicBool::new(false),
             bios: AtomicU64::new(0),
@@ -304,7 +310,11 @@ impl Mirror {
 
     /// Has the legs and the log say how the legs are. With the log locked.
     fn record(&self, log: &mut Log, states: States) -> Result<(), BioError> {
-        let states = log.record_states(states, &self.legs())?;
+        let states = match self.access {
+            Access::ReadWrite => log.record_states(states, &self.legs())?,
+            // Others may use the same legs.
+            Access::ReadOnly => states,
+        };
         self.set_states(states);
         Ok(())
     }
@@ -514,8 +524,11 @@ impl SyncPoint for Mirror {
         let number = lock(&self.log).begin_persist();
         self.on_all_legs(|legs| at_once(legs, |leg| persist_all(self.leg(*leg).pages())))?;
         let mut log = lock(&self.log);
-        // A leg that failed a read was dropped, and nothing written down yet.
-        self.record(&mut log, self.states()).map_err(PersistError::not_recorded)?;
+        // A persist before any bio, as when a snapshot over it is opened, covers nothing that a leg may lack.
+        if self.is_used.load(Ordering::SeqCst) {
+            // A leg that failed a read was dropped, and nothing written down yet.
+            self.record(&mut log, self.states()).map_err(PersistError::not_recorded)?;
+        }
         log.end_persist(number);
         Ok(())
     }
@@ -536,6 +549,7 @@ impl Target for Mirror {
 
     fn submit(&self, vec: BioVec<'_>) -> Result<(), BioError> {
         self.bios.fetch_add(1, Ordering::Relaxed);
+        self.is_used.store(true, Ordering::SeqCst);
         match vec.direction() {
             Direction::Read => self.read_for_bio(vec),
             Direction::Write => self.write(vec),

@@ -77,9 +77,16 @@ impl Mirror {
         }
     }
 
+    /// Keeps a resync from marking legs as others are. To be held by a caller that marks its stores as
+    /// origins, or unmarks them, one after another.
+    pub fn hold_marks(&self) -> MutexGuard<'_, ()> {
+        lock(&self.marking)
+    }
+
     /// Marks `legs`, a bit for each. One that lacks something must not be: it would be taken for what the
     /// changes are about.
     fn share_mark(&self, legs: u8) -> Result<(), BioError> {
+        let _marking = lock(&self.marking);
         let of = |mask: u8| {
             let legs = self.legs().into_iter().enumerate();
             legs.filter(move |(leg, _)| mask & bit(*leg) != 0).map(|(_, leg)| leg)

@@ -14,6 +14,9 @@ use crate::bio::BioError;
 use crate::lock::lock;
 use crate::store::Id;
 
+/// The generation of a mirror whose labels have none yet: it wasn't written since there are any.
+const NEVER: [u8; 16] = [0xff; 16];
+
 /// Which legs have everything, as it was last written on them.
 #[derive(Debug)]
 pub(super) struct Roll {
@@ -53,8 +56,10 @@ impl Roll {
         &self.members
     }
 
-    pub(super) fn generation(&self) -> Option<Id> {
-        self.generation
+    /// Returns the generation that a COW store is tied to. The next write moves it on.
+    pub(super) fn tie(&mut self) -> Id {
+        self.has_moved = false;
+        self.generation.unwrap_or_else(|| Id::from_bytes(NEVER).expect("it isn't blank"))
     }
 
     /// Makes `next` the generation of the mirror's content, to be written with the next labels.
@@ -157,11 +162,11 @@ pub(super) fn new_generation() -> Result<Id, BioError> {
 }
 
 impl Mirror {
-    /// Returns the generation of its content. It changes before the first write after an opening,
-    /// unless a merge has [named the next one](Self::move_on_to). None if the labels are of a version
-    /// without generations.
-    pub(crate) fn generation(&self) -> Option<Id> {
-        lock(&self.log).roll().generation()
+    /// Returns the generation of its content, for a COW store to be tied to. It changes before the
+    /// next write, unless a merge [names the next one](Self::move_on_to), and before the first write
+    /// after an opening.
+    pub(crate) fn tie(&self) -> Id {
+        lock(&self.log).roll().tie()
     }
 
     /// Makes `next` its generation, durably, before a merge writes to it.

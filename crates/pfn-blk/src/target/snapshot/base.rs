@@ -119,8 +119,7 @@ impl Found {
                 Holder::Store(pagemap) => pagemap.store(),
                 Holder::Mirror(mirror) => {
                     // Sizes and times differ from leg to leg.
-                    have_all &= mirror.generation().is_some();
-                    found.generations.extend(mirror.generation());
+                    found.generations.push(mirror.tie());
                     continue;
                 }
             };

@@ -424,8 +424,10 @@ fn check_origin(
         };
     };
     match was.base {
-        // An empty store matters if another one is kept over it.
-        Some(base) if used > 0 || base::marked(cow)?.is_some() => {
+        // An empty store matters if another one is kept over it: it is marked, or a table reads it only.
+        Some(base)
+            if used > 0 || base::marked(cow)?.is_some() || cow.access() == Access::ReadOnly =>
+        {
             found.check(base, was.next).map_err(InvalidSnapshot::Base)
         }
         _ => check_unkept(origin, found, was),
