@@ -69,13 +69,18 @@ impl Operator {
         let _changing = self.changing.lock().unwrap_or_else(PoisonError::into_inner);
         match command {
             Command::Status => {}
-            Command::Snapshot { cow } => self.take_snapshot(cow)?,
+            Command::Snapshot { cow } => {
+                self.record_legs()?;
+                self.take_snapshot(cow)?;
+            }
             Command::Merge => {
+                self.record_legs()?;
                 let cow = self.device.merge().map_err(|error| self.explain_merge(error))?;
                 self.forget(&cow);
                 info!(cow = %cow.display(), "snapshot merged; its COW store is removed");
             }
             Command::Drop => {
+                self.record_legs()?;
                 let cow = self.device.drop_changes().map_err(explain_drop)?;
                 self.forget(&cow);
                 info!(cow = %cow.display(), "changes since the snapshot dropped, with their store");
@@ -149,6 +154,17 @@ impl Operator {
             error.chain().any(|one| kind(one) == Some(io::ErrorKind::PermissionDenied));
         let advice = self.sandbox.advice();
         if is_refused && !advice.is_empty() { anyhow!("{error:#}; {advice}") } else { error }
+    }
+
+    /// Has the mirrors write down which legs are there, before marks change. In the window's thread,
+    /// which has the fds of legs that were replaced.
+    fn record_legs(&self) -> anyhow::Result<()> {
+        let mirrors = self.mirrors();
+        if mirrors.is_empty() {
+            return Ok(());
+        }
+        let record = move || mirrors.iter().try_for_each(|open| open.mirror.record_legs());
+        Ok(self.device.run_in_window(record)??)
     }
 
     /// Takes a snapshot, with all marked that must not be written from then on.

@@ -161,6 +161,22 @@ fn mirror_that_was_written_beneath_a_cow_store_is_refused_until_that_is_accepted
     }
 }
 
+#[test]
+fn leg_that_was_away_at_a_drop_does_not_tell_of_the_snapshot() {
+    for log in LOGS {
+        let place = Place::new();
+        let Some(daemon) = mirror(&place, log) else { return };
+        ask(&place, "snapshot @/cow");
+        end(daemon);
+        take_away(&place, "b");
+        let daemon = restart(&place);
+        ask(&place, "drop");
+        end(daemon);
+        fs::rename(place.path("elsewhere"), place.path("b")).unwrap();
+        end(restart(&place));
+    }
+}
+
 const OVER: &str = "--publish @/window --table @/over";
 
 /// A table of a snapshot of the mirror, with a COW store that is blank yet.

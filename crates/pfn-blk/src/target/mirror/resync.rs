@@ -77,6 +77,13 @@ impl Mirror {
         }
     }
 
+    /// Writes down which legs have everything, before their marks change. A leg that is away gets no
+    /// mark, and loses none, so it is behind from then on.
+    pub fn record_legs(&self) -> Result<(), BioError> {
+        let mut log = lock(&self.log);
+        self.record(&mut log, self.states())
+    }
+
     /// Keeps a resync from marking legs as others are. To be held by a caller that marks its stores as
     /// origins, or unmarks them, one after another.
     pub fn hold_marks(&self) -> MutexGuard<'_, ()> {
