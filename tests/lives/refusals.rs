@@ -5,7 +5,7 @@
 use std::path::Path;
 
 use crate::life::{Life, Outcome};
-use crate::stack::{Expected, Leg, Plan, Stack};
+use crate::stack::{Expected, Leg, Plan, Stack, State};
 use crate::world::BYTES;
 
 /// Something that the daemon says instead of serving.
@@ -335,7 +335,14 @@ fn split(text: &str, plan: &Plan) -> Option<[usize; 2]> {
 /// One of two that went on without each other.
 fn give_leg_up(life: &mut Life, plan: &mut Plan, text: &str) -> Outcome {
     let [one, other] = split(text, plan).ok_or("which legs?")?;
-    let leg = if life.random.one_in(2) { one } else { other };
+    let is_mixed = |leg: usize| life.stack.bottom.legs[leg].is == State::Mixed;
+    let leg = match (is_mixed(one), is_mixed(other)) {
+        // Nobody gives the whole one up.
+        (true, false) => one,
+        (false, true) => other,
+        _ if life.random.one_in(2) => one,
+        _ => other,
+    };
     unmark_leg(life, plan, leg)
 }
 
