@@ -210,7 +210,7 @@ fn new_mirror_that_is_written_beneath_a_cow_store_is_refused() {
     is_refused_as_written(&place);
 }
 
-/// A copy of a COW store that was dropped since, with the mirror written in the same session.
+/// A copy of a COW store that was dropped since, with the mirror written by the same daemon.
 #[test]
 fn mirror_that_was_written_after_a_drop_is_refused_beneath_the_dropped_changes() {
     let place = Place::new();
