@@ -308,7 +308,9 @@ impl Life {
         // What keeps nothing is good for anything.
         let layers = &self.stack.layers[..self.leads_to(plan)];
         let is_kept = layers.iter().any(|layer| layer.is_kept);
-        if self.is_orphaned(plan) && is_kept && !plan.accept {
+        // That a leg is left behind counts as a write here, and changes nothing of what is beneath.
+        let can_tell = !self.stack.is_mirror() && !plan.accept;
+        if self.is_orphaned(plan) && is_kept && can_tell {
             return Some("what is beneath the layers has changed".to_owned());
         }
         if let Some(layer) = layers.iter().find(|it| it.is_lost) {
