@@ -31,7 +31,7 @@ pub(super) struct Roll {
     is_written: bool,
     /// The generation of the mirror's content.
     generation: Option<Id>,
-    /// Whether it was moved on since the mirror was opened.
+    /// Whether it was moved on since the mirror was opened, and since a COW store was tied to it.
     has_moved: bool,
     /// What a leg lacks that was written to at this event, or later, is told by the log's bits.
     whole: u64,
@@ -67,7 +67,7 @@ impl Roll {
         (self.generation, self.has_moved, self.is_written) = (Some(next), true, false);
     }
 
-    /// Moves the generation on, once for each opening, before a write that no merge announced.
+    /// Moves the generation on before a write that no merge announced, unless it has moved already.
     pub(super) fn move_on(&mut self) -> Result<(), BioError> {
         if !self.has_moved {
             self.move_on_to(new_generation()?);
